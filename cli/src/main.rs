@@ -1,0 +1,2 @@
+//! pbm-fs
+fn main() {}
