@@ -98,6 +98,12 @@ pub enum RepoError {
         /// What is wrong with it.
         reason: FormatError,
     },
+    /// An entry of a file list is wrong, although the list's bytes are those that were written.
+    #[error("an entry of the file list is invalid: {reason}")]
+    DamagedEntry {
+        /// What is wrong with it.
+        reason: FormatError,
+    },
     /// An object that another one names is gone and has no relocation.
     #[error("the object {key} is missing")]
     Missing {
@@ -204,7 +210,10 @@ impl RepoError {
             Self::Damaged { reason: FormatError::UnknownVersion(_) | FormatError::UnknownFlags(_), .. } => {
                 ErrorKind::Unsupported
             }
-            Self::Damaged { .. } | Self::DamagedBlock { .. } | Self::Missing { .. } => ErrorKind::Damaged,
+            Self::Damaged { .. }
+            | Self::DamagedBlock { .. }
+            | Self::DamagedEntry { .. }
+            | Self::Missing { .. } => ErrorKind::Damaged,
             Self::NotARepository { .. }
             | Self::NoSuchSnapshot { .. }
             | Self::NoSnapshots

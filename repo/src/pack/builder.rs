@@ -7,7 +7,9 @@ use crate::id::{Nonce, PackId, Slot};
 use crate::key::ObjectKey;
 use crate::pack::block::BlockInfo;
 use crate::pack::store::PackLoc;
-use crate::pack::trailer::{FOOTER_LEN, MAX_SLOTS, Owner, PackKind, Trailer, encode_footer, pack_id};
+use crate::pack::trailer::{
+    FOOTER_LEN, MAX_SLOTS, Owner, PackKind, TRAILER_FIXED_LEN, TRAILER_SLOT_LEN, Trailer, encode_footer, pack_id,
+};
 
 /// Length of a pack's envelope: its key has always the same length.
 pub(crate) const PACK_ENVELOPE_LEN: usize = HEADER_LEN + "packs/00/".len() + PackId::LEN * 2;
@@ -42,7 +44,7 @@ impl PackBuilder {
 
     /// Bytes of the later object so far, trailer included.
     pub fn len(&self) -> usize {
-        self.buf.len() + crate::pack::trailer::TRAILER_FIXED_LEN + self.slots.len() * 40 + FOOTER_LEN
+        self.buf.len() + TRAILER_FIXED_LEN + self.slots.len() * TRAILER_SLOT_LEN + FOOTER_LEN
     }
 
     /// Whether it holds no block.
@@ -70,35 +72,39 @@ impl PackBuilder {
         at
     }
 
-    /// Seals it with this nonce. May be called again with another nonce, after a put whose outcome is unknown.
-    pub fn seal(&mut self, nonce: Nonce) -> SealedPack {
-        let trailer =
-            Trailer::new(self.kind, self.owner, nonce, PACK_ENVELOPE_LEN as u32, self.slots.clone())
-                .expect("the builder checked the number of slots and the length of the pack");
-        let bytes = trailer.encode();
-        let id = pack_id(&bytes);
-        let end = trailer.end();
-        self.buf.truncate(end as usize);
-        self.buf.extend_from_slice(&bytes);
-        self.buf.extend_from_slice(&encode_footer(bytes.len() as u32));
-        let kind = match self.kind {
-            PackKind::Data => ObjectKind::DataPack,
-            PackKind::Map => ObjectKind::MapPack,
-        };
-        let payload_len = (self.buf.len() - PACK_ENVELOPE_LEN) as u64;
-        let header = encode_header(kind, &ObjectKey::pack(&id), payload_len, &bytes);
-        self.buf[..PACK_ENVELOPE_LEN].copy_from_slice(&header);
-        let loc = PackLoc { id, trailer_offset: end, trailer_len: bytes.len() as u32 };
-        SealedPack { loc, trailer, object: Bytes::new() }
+    /// Seals it with this nonce.
+    pub fn seal(self, nonce: Nonce) -> SealedPack {
+        let end = self.buf.len();
+        let trailer = Trailer::new(self.kind, self.owner, nonce, PACK_ENVELOPE_LEN as u32, self.slots)
+            .expect("the builder checked the number of slots and the length of the pack");
+        debug_assert_eq!(trailer.end() as usize, end);
+        finish(trailer, self.buf)
     }
+}
 
-    /// Takes the object's bytes after [`PackBuilder::seal`].
-    pub(crate) fn take_object(&mut self) -> Bytes {
-        std::mem::take(&mut self.buf).into()
+impl SealedPack {
+    /// The same blocks as another object, after a put whose outcome is unknown (GC.md rule 2). Copies nothing if
+    /// nobody else holds the object's bytes.
+    pub fn reseal(self, nonce: Nonce) -> Self {
+        let mut trailer = self.trailer;
+        trailer.nonce = nonce;
+        finish(trailer, Vec::from(self.object))
     }
+}
 
-    /// Gives the object's bytes back for another sealing, if nobody else holds them.
-    pub(crate) fn give_back(&mut self, object: Bytes) {
-        self.buf = object.try_into_mut().map_or_else(|shared| shared.to_vec(), |own| own.to_vec());
-    }
+/// Writes trailer, footer and envelope around the blocks that lie in `buf`.
+fn finish(trailer: Trailer, mut buf: Vec<u8>) -> SealedPack {
+    let bytes = trailer.encode();
+    let loc = PackLoc { id: pack_id(&bytes), trailer_offset: trailer.end(), trailer_len: bytes.len() as u32 };
+    buf.truncate(trailer.end() as usize);
+    buf.extend_from_slice(&bytes);
+    buf.extend_from_slice(&encode_footer(loc.trailer_len));
+    let kind = match trailer.kind {
+        PackKind::Data => ObjectKind::DataPack,
+        PackKind::Map => ObjectKind::MapPack,
+    };
+    let payload_len = (buf.len() - PACK_ENVELOPE_LEN) as u64;
+    let header = encode_header(kind, &ObjectKey::pack(&loc.id), payload_len, &bytes);
+    buf[..PACK_ENVELOPE_LEN].copy_from_slice(&header);
+    SealedPack { loc, trailer, object: buf.into() }
 }

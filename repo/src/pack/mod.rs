@@ -10,6 +10,7 @@ pub use block::{
     BLOCK_HEADER_LEN, BLOCK_MAGIC, BlockInfo, Codec, Encoder, MAX_BLOCK, open_block, open_named_block,
 };
 pub use builder::{PackBuilder, SealedPack};
+pub(crate) use sink::{OWN_PACK, OwnPlace, RootPlace};
 pub use sink::{PackSink, put_pack};
 pub use store::{PackLoc, PackStore, Place};
 pub use trailer::{
