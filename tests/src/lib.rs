@@ -27,12 +27,22 @@
 //! a set finds its port free when it is started again (see [`port`]).
 
 pub mod binary;
+pub mod compare;
+pub mod data;
 pub mod error;
 pub mod mongod;
 pub mod port;
+pub mod prng;
 pub mod process;
 pub mod replset;
+pub mod restore_steps;
+pub mod snapshot;
+pub mod writer;
 
+pub use binary::{MongodBinary, pbmfs_bin};
+pub use compare::Digest;
+pub use data::DataSpec;
 pub use error::{Result, RigError};
 pub use mongod::{Mongod, MongodOptions};
 pub use replset::{ReplSet, ReplSetOptions};
+pub use writer::{WriterOptions, Writers};
