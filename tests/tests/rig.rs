@@ -263,6 +263,27 @@ async fn a_lock_on_a_secondary_cuts_at_its_operation_time() {
 }
 
 #[tokio::test]
+async fn writers_that_hang_on_a_lock_are_given_up_and_accounted_for() {
+    let place = tempdir().unwrap();
+    let set = ReplSet::start(place.path(), ReplSetOptions::single("rs0"))
+        .await
+        .unwrap();
+    let client = set.client().await.unwrap();
+    let options = WriterOptions::default();
+    let writers = Writers::start(&client, options.clone()).await.unwrap();
+    writers.wait_for_more(20).await.unwrap();
+    let direct = set.members()[0].client().await.unwrap();
+    snapshot::fsync_lock(&direct).await.unwrap();
+    let log = writers.stop(Duration::from_millis(200)).await.unwrap();
+    assert_eq!(log.doubtful().len(), 2, "one a writer");
+    let held = writer::present(&direct, &options).await.unwrap();
+    assert_eq!(held, log.acknowledged().keys().copied().collect(), "reads go on");
+    snapshot::fsync_unlock(&direct).await.unwrap();
+    let exact = log.timestamps_from_oplog(&client).await.unwrap();
+    assert!(exact.times().len() >= log.acknowledged().len());
+}
+
+#[tokio::test]
 async fn the_three_steps_restore_to_a_point_in_time() {
     let place = tempdir().unwrap();
     let plain = MongodOptions::default();
@@ -345,6 +366,39 @@ async fn the_three_steps_restore_to_a_point_in_time() {
         .insert_one(doc! {"a": 1})
         .await
         .unwrap();
+}
+
+/// In processes of their own, because a test cannot change its own environment safely.
+#[test]
+fn the_program_under_test_is_found_or_asked_for() {
+    if std::env::var_os("RIG_TEST_CHILD").is_some() {
+        match pbmfs_tests::pbmfs_bin() {
+            Ok(path) => eprintln!("found {}", path.display()),
+            Err(error) => eprintln!("failed {error}"),
+        }
+        return;
+    }
+    let ask = |bin: &std::ffi::OsStr| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "the_program_under_test_is_found_or_asked_for",
+                "--nocapture",
+            ])
+            .env("RIG_TEST_CHILD", "1")
+            .env("PBMFS_BIN", bin)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let me = std::env::current_exe().unwrap();
+    assert!(ask(me.as_os_str()).contains(&format!("found {}", me.display())));
+    assert!(ask("/nowhere/pbm-fs".as_ref()).contains("failed"));
+    let unset = ask("".as_ref());
+    assert!(
+        unset.contains("/pbm-fs\n") || unset.contains("run `cargo build`"),
+        "{unset}"
+    );
 }
 
 fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
