@@ -2,7 +2,6 @@
 
 use std::{
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,6 @@ use mongodb::{
 use crate::{
     error::{Doing, Result, RigError},
     mongod::{Mongod, MongodOptions, client},
-    port::PortLease,
 };
 
 /// How long an election or an initial sync may take. Both take a second or two alone on a machine.
@@ -257,11 +255,6 @@ impl ReplSet {
     pub fn into_members(self) -> Vec<Mongod> {
         self.members
     }
-}
-
-/// A port for a member that shall be named in a configuration before it is started.
-pub fn lease_port() -> Result<Arc<PortLease>> {
-    Ok(Arc::new(PortLease::take()?))
 }
 
 /// The newest oplog entry that this member has applied.
