@@ -1,1 +1,13 @@
-//! TODO
+//! Backup and restore of a mongod: where the files come from, and how they are pinned while they are read.
+//!
+//! - [`source`]: the trait that every source implements, and what it tells about the node.
+//! - [`directory`]: a stopped mongod's dbPath, or a file-system snapshot.
+
+pub mod directory;
+pub mod error;
+pub mod source;
+mod walk;
+
+pub use directory::DirectorySource;
+pub use error::{ErrorKind, SourceError};
+pub use source::{FileKind, FileTime, LeftOut, NodeInfo, Pinned, Source, SourceFile};
