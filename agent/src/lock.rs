@@ -46,7 +46,8 @@ pub struct LockOptions {
     /// Record `dbHash` and counts under the lock. Reads every document, with writes blocked all the while.
     pub record_hashes: bool,
     /// How long the server may take to grant the lock. It waits for running operations, and new writes wait with
-    /// it; the wait itself cannot be called off, so this only decides when the backup fails.
+    /// it; the wait itself cannot be called off, so this only decides when the backup fails: the guard stays behind
+    /// and unlocks as soon as the server grants the lock.
     pub patience: Duration,
     /// How to start the guard process.
     pub guard: GuardCommand,
@@ -163,6 +164,8 @@ impl FsyncLockSource {
                 },
                 pinned,
             )),
+            // The server cannot be kept from granting it some time; the guard waits for that, and unlocks.
+            Err(error @ SourceError::LockTimeout { .. }) => Err(error),
             Err(error) => {
                 if let Err(trouble) = guard.unlock().await {
                     tracing::debug!(node, %trouble, "while unlocking after a failure");

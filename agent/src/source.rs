@@ -227,7 +227,7 @@ pub struct DbHashes {
     pub hash: String,
     /// Hash of each replicated collection.
     pub collections: BTreeMap<String, String>,
-    /// Documents in each collection, counted one by one.
+    /// Documents in each collection, counted one by one; without those that the user may not read.
     pub counts: BTreeMap<String, u64>,
 }
 

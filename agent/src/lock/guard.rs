@@ -6,7 +6,7 @@
 //! that a terminal or a service manager sends to a whole group.
 //!
 //! It makes the lock itself, so that there is no moment in which a lock exists that no guard knows of. Should the
-//! guard be killed, the parent sees its stdout end and unlocks (see [`super::handle`]). Only when both are killed
+//! guard be killed, the parent sees its stdout end and unlocks (see `lock/handle.rs`). Only when both are killed
 //! in the same instant does the lock stay, until `db.fsyncUnlock()`.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,7 +28,9 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// The whole life of a guard process. Returns when nothing is locked any more, or when there is nothing left to try.
 ///
-/// Must be the only thing that the process does: it leaves the session, and takes over its signals.
+/// Must be the only thing that the process does, and come before any runtime is started: it leaves the session, takes
+/// over the signals, and blocks on a runtime of its own. The error is that of a machine without threads or descriptors
+/// left; nothing was locked then.
 pub fn run(stdin: impl Read + Send + 'static, stdout: impl Write) -> std::io::Result<()> {
     // Fails only for a leader of a process group, which then has a group of its own already.
     let _ = rustix::process::setsid();

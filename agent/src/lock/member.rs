@@ -150,6 +150,7 @@ pub(crate) async fn inspect(
     let on_node = |failure: CommandFailure| failure.on(node);
     let hello = Server::anonymous_hello(options, node).await.map_err(on_node)?;
     refuse_by_kind(node, &hello, true)?;
+    refuse_other_set(node, options.repl_set_name.as_deref(), hello.text("setName"))?;
     let readable = hello.flag("isWritablePrimary") || hello.flag("secondary");
     let server = match Server::connect(options, node).await {
         Ok(server) => server,
@@ -220,6 +221,21 @@ fn refuse_by_kind(node: &str, hello: &Hello, arbiter_too: bool) -> Result<(), So
         Err(SourceError::Arbiter { node, replset })
     } else {
         Ok(())
+    }
+}
+
+/// The driver would look for a member of the set that the connection string names, and find none.
+fn refuse_other_set(node: &str, asked: Option<&str>, found: Option<&str>) -> Result<(), SourceError> {
+    match asked {
+        Some(asked) if Some(asked) != found => {
+            let found = found.map_or("of no replica set".into(), |found| {
+                format!("of the replica set {found}")
+            });
+            Err(SourceError::Uri {
+                reason: format!("it asks for the replica set {asked}, but {node} is a member {found}"),
+            })
+        }
+        _ => Ok(()),
     }
 }
 

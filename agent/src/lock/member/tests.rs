@@ -89,3 +89,16 @@ fn a_relative_dbpath_is_resolved_where_the_server_was_started() {
         Err(SourceError::NotThisServer { .. })
     ));
 }
+
+#[test]
+fn a_set_of_another_name_is_refused() {
+    assert!(refuse_other_set("n:1", None, Some("rs0")).is_ok());
+    assert!(refuse_other_set("n:1", Some("rs0"), Some("rs0")).is_ok());
+    let error = refuse_other_set("n:1", Some("rs1"), Some("rs0")).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("asks for the replica set rs1, but n:1 is a member of the replica set rs0")
+    );
+    assert!(refuse_other_set("n:1", Some("rs1"), None).is_err());
+}
