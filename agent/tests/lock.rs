@@ -315,7 +315,7 @@ async fn hold_up(server: &Mongod) -> mongodb::ClientSession {
 
 async fn lock_is_awaited(server: &Mongod) -> bool {
     let reply = server
-        .admin(doc! {"currentOp": 1, "command.fsync": 1})
+        .admin(doc! {"currentOp": 1, "command.comment": {"$regex": "^pbm-fs lock "}})
         .await
         .unwrap();
     !reply.get_array("inprog").unwrap().is_empty()
