@@ -14,10 +14,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use futures::FutureExt;
 
@@ -284,7 +285,14 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
         });
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         self.guarded("readdirplus", |fs| {
             let done = fs.list(Ino(ino.0), offset, |entry| {
                 let (attr, ttl) = (file_attr(&entry.attr), ttl(&entry.attr));
@@ -301,7 +309,16 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
         self.guarded("statfs", |fs| {
             const BLOCK: u32 = 4096;
             let usage = fs.usage();
-            reply.statfs(usage.bytes.div_ceil(u64::from(BLOCK)), 0, 0, usage.nodes, 0, BLOCK, 255, BLOCK);
+            reply.statfs(
+                usage.bytes.div_ceil(u64::from(BLOCK)),
+                0,
+                0,
+                usage.nodes,
+                0,
+                BLOCK,
+                255,
+                BLOCK,
+            );
         });
     }
 
@@ -437,16 +454,7 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
         reply.error(read_only());
     }
 
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: i32,
-        reply: ReplyEmpty,
-    ) {
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
         reply.error(read_only());
     }
 

@@ -100,7 +100,9 @@ struct Inner<K, E> {
 
 impl<K, E> Clone for BlockCache<K, E> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self {
+            inner: self.inner.clone(),
+        }
     }
 }
 
@@ -129,9 +131,15 @@ where
             DefaultHashBuilder::default(),
             DefaultLifecycle::default(),
         );
-        let inner =
-            Inner { ready, flying: Mutex::new(HashMap::new()), runtime, counters: Counters::default() };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            ready,
+            flying: Mutex::new(HashMap::new()),
+            runtime,
+            counters: Counters::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Finds or starts to load every key. Loading begins now; the result is waited for with [`Request::all`].
@@ -214,7 +222,15 @@ where
             }
             let (flight, waiting, bytes) = run.get_or_insert_with(|| {
                 let (sender, waiting) = watch::channel(None);
-                (Flight { inner: self.inner.clone(), keys: Vec::new(), sender }, waiting, 0)
+                (
+                    Flight {
+                        inner: self.inner.clone(),
+                        keys: Vec::new(),
+                        sender,
+                    },
+                    waiting,
+                    0,
+                )
             });
             let seat = flight.keys.len();
             flight.keys.push(key.clone());
@@ -243,7 +259,11 @@ impl<K: Eq + Hash + Clone, E: Clone + From<Abandoned>> Flight<K, E> {
     async fn fly(self, load: impl Future<Output = Vec<Outcome<E>>>) {
         let mut outcomes = load.await;
         if outcomes.len() != self.keys.len() {
-            tracing::error!(asked = self.keys.len(), got = outcomes.len(), "a load gave the wrong number of blocks");
+            tracing::error!(
+                asked = self.keys.len(),
+                got = outcomes.len(),
+                "a load gave the wrong number of blocks"
+            );
             return;
         }
         for (key, outcome) in self.keys.iter().zip(&mut outcomes) {

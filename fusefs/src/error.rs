@@ -211,7 +211,15 @@ impl MountError {
         }
     }
 
-    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>, source: impl Into<std::io::Error>) -> Self {
-        Self::Io { what, path: path.into(), source: source.into() }
+    pub(crate) fn io(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<std::io::Error>,
+    ) -> Self {
+        Self::Io {
+            what,
+            path: path.into(),
+            source: source.into(),
+        }
     }
 }

@@ -36,7 +36,10 @@ impl FsConfig {
     /// The whole of `budget` for blocks, with the read-ahead that fits it.
     #[must_use]
     pub fn with_budget(budget: u64) -> Self {
-        Self { cache_bytes: budget, read_ahead: Some(ReadAheadConfig::for_budget(budget)) }
+        Self {
+            cache_bytes: budget,
+            read_ahead: Some(ReadAheadConfig::for_budget(budget)),
+        }
     }
 }
 
@@ -138,25 +141,42 @@ impl<T: Tree + Blocks> Fs<T> {
             if attr.kind != NodeKind::Directory {
                 return Err(FsError::NotADirectory);
             }
-            if emit(Entry { cookie: 1, name: OsStr::new("."), attr }) == Listing::Full {
+            if emit(Entry {
+                cookie: 1,
+                name: OsStr::new("."),
+                attr,
+            }) == Listing::Full
+            {
                 return Ok(());
             }
         }
         if cookie < 2 {
             let attr = self.tree.attr(self.tree.parent(dir)?)?;
-            if emit(Entry { cookie: 2, name: OsStr::new(".."), attr }) == Listing::Full {
+            if emit(Entry {
+                cookie: 2,
+                name: OsStr::new(".."),
+                attr,
+            }) == Listing::Full
+            {
                 return Ok(());
             }
         }
         self.tree.list(dir, cookie.saturating_sub(DOTS), &mut |entry| {
-            emit(Entry { cookie: entry.cookie + DOTS, ..entry })
+            emit(Entry {
+                cookie: entry.cookie + DOTS,
+                ..entry
+            })
         })
     }
 
     /// Checks that `dir` can be listed.
     pub fn open_dir(&self, dir: Ino) -> Result<Attr, FsError> {
         let attr = self.attr(dir)?;
-        if attr.kind == NodeKind::Directory { Ok(attr) } else { Err(FsError::NotADirectory) }
+        if attr.kind == NodeKind::Directory {
+            Ok(attr)
+        } else {
+            Err(FsError::NotADirectory)
+        }
     }
 
     /// Opens a file for reading; the number is good until [`Fs::release`].
@@ -165,7 +185,9 @@ impl<T: Tree + Blocks> Fs<T> {
         if attr.kind != NodeKind::File {
             return Err(FsError::IsADirectory);
         }
-        Ok(self.handles.insert(OpenFile::new(ino, attr.size, self.config.read_ahead)))
+        Ok(self
+            .handles
+            .insert(OpenFile::new(ino, attr.size, self.config.read_ahead)))
     }
 
     /// Closes a handle. Reads under way go on.
@@ -179,7 +201,12 @@ impl<T: Tree + Blocks> Fs<T> {
     ///
     /// The future is ready at its first poll when every block is cached and its place in the file is known without
     /// asking storage.
-    pub fn read(self: &Arc<Self>, handle: u64, offset: u64, len: u64) -> BoxFuture<'static, Result<Pieces, FsError>> {
+    pub fn read(
+        self: &Arc<Self>,
+        handle: u64,
+        offset: u64,
+        len: u64,
+    ) -> BoxFuture<'static, Result<Pieces, FsError>> {
         let fs = self.clone();
         Box::pin(async move {
             bump(&fs.counters.reads, 1);
@@ -250,7 +277,10 @@ impl<T: Tree + Blocks> Fs<T> {
             next
         });
         if at < range.end {
-            let why = format!("no block is known for offset {at} of {}", self.tree.path(file.ino));
+            let why = format!(
+                "no block is known for offset {at} of {}",
+                self.tree.path(file.ino)
+            );
             return Err(FsError::Internal(why.into()));
         }
         Ok(spans)
@@ -263,19 +293,25 @@ impl<T: Tree + Blocks> Fs<T> {
         self.runtime.spawn(async move {
             let permits = u32::try_from((range.end - range.start).div_ceil(PERMIT)).unwrap_or(u32::MAX);
             // A window is at most an eighth of the budget and the limit a quarter, so this cannot wait for ever.
-            let Ok(_permit) = fs.ahead.clone().acquire_many_owned(permits).await else { return };
+            let Ok(_permit) = fs.ahead.clone().acquire_many_owned(permits).await else {
+                return;
+            };
             if file.closed() {
                 return;
             }
             // Errors are not reported here: whoever reads the range will meet them again, and can name the file.
-            let Ok(spans) = fs.tree.spans(file.ino, range.clone()).await else { return };
+            let Ok(spans) = fs.tree.spans(file.ino, range.clone()).await else {
+                return;
+            };
             let keys = block_keys(&spans);
             file.remember(range, spans);
             fs.cache.request(&keys, fs.loader()).all().await;
         });
     }
 
-    fn loader(&self) -> impl Fn(Vec<BlockKey>) -> BoxFuture<'static, Vec<Result<Bytes, BlockError>>> + use<T> {
+    fn loader(
+        &self,
+    ) -> impl Fn(Vec<BlockKey>) -> BoxFuture<'static, Vec<Result<Bytes, BlockError>>> + use<T> {
         let tree = self.tree.clone();
         move |run| {
             let tree = tree.clone();

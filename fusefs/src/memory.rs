@@ -20,8 +20,14 @@ use crate::tree::{
 };
 
 enum Node {
-    Dir { parent: usize, entries: BTreeMap<OsString, usize> },
-    File { parent: usize, data: Bytes },
+    Dir {
+        parent: usize,
+        entries: BTreeMap<OsString, usize>,
+    },
+    File {
+        parent: usize,
+        data: Bytes,
+    },
 }
 
 /// A tree in memory. Build it with [`MemoryTree::add`], then share it.
@@ -39,7 +45,10 @@ impl MemoryTree {
     #[must_use]
     pub fn new(block: u32) -> Self {
         Self {
-            nodes: vec![Node::Dir { parent: 0, entries: BTreeMap::new() }],
+            nodes: vec![Node::Dir {
+                parent: 0,
+                entries: BTreeMap::new(),
+            }],
             block: block.max(1),
             delay: Duration::ZERO,
             damaged: Mutex::default(),
@@ -61,17 +70,25 @@ impl MemoryTree {
         while let Some(part) = parts.next() {
             let next = self.nodes.len();
             let last = parts.peek().is_none();
-            let Node::Dir { entries, .. } = &mut self.nodes[dir] else { break };
+            let Node::Dir { entries, .. } = &mut self.nodes[dir] else {
+                break;
+            };
             if let (Some(&at), false) = (entries.get(OsStr::new(part)), last) {
                 dir = at;
                 continue;
             }
             entries.insert(part.into(), next);
             if last {
-                self.nodes.push(Node::File { parent: dir, data: data.into() });
+                self.nodes.push(Node::File {
+                    parent: dir,
+                    data: data.into(),
+                });
                 return number(next);
             }
-            self.nodes.push(Node::Dir { parent: dir, entries: BTreeMap::new() });
+            self.nodes.push(Node::Dir {
+                parent: dir,
+                entries: BTreeMap::new(),
+            });
             dir = next;
         }
         number(dir)
@@ -79,13 +96,22 @@ impl MemoryTree {
 
     /// Makes every fetch of one block of a file fail as damaged.
     pub fn damage(&self, file: Ino, block: u32) {
-        let key = BlockKey { pack: index(file) as u32, slot: block };
-        self.damaged.lock().expect("invariant: nothing panics under this lock").insert(key);
+        let key = BlockKey {
+            pack: index(file) as u32,
+            slot: block,
+        };
+        self.damaged
+            .lock()
+            .expect("invariant: nothing panics under this lock")
+            .insert(key);
     }
 
     /// Calls of `fetch` so far, and blocks they asked for.
     pub fn fetched(&self) -> (u64, u64) {
-        (self.fetches.load(Ordering::Relaxed), self.fetched_blocks.load(Ordering::Relaxed))
+        (
+            self.fetches.load(Ordering::Relaxed),
+            self.fetched_blocks.load(Ordering::Relaxed),
+        )
     }
 
     fn node(&self, ino: Ino) -> Result<&Node, FsError> {
@@ -100,7 +126,11 @@ impl MemoryTree {
     }
 
     fn block_of(&self, key: BlockKey) -> Result<Bytes, BlockError> {
-        let damaged = self.damaged.lock().expect("invariant: nothing panics under this lock").contains(&key);
+        let damaged = self
+            .damaged
+            .lock()
+            .expect("invariant: nothing panics under this lock")
+            .contains(&key);
         let lost = |reason: &str| BlockError::Damaged {
             block: key.slot.to_string().into(),
             pack: key.pack.to_string().into(),
@@ -134,7 +164,10 @@ impl Tree for MemoryTree {
     fn attr(&self, ino: Ino) -> Result<Attr, FsError> {
         let (kind, size, mode, nlink) = match self.node(ino)? {
             Node::Dir { entries, .. } => {
-                let dirs = entries.values().filter(|&&n| matches!(self.nodes[n], Node::Dir { .. })).count();
+                let dirs = entries
+                    .values()
+                    .filter(|&&n| matches!(self.nodes[n], Node::Dir { .. }))
+                    .count();
                 (NodeKind::Directory, 0, 0o755, 2 + dirs as u32)
             }
             Node::File { data, .. } => (NodeKind::File, data.len() as u64, 0o644, 1),
@@ -158,16 +191,15 @@ impl Tree for MemoryTree {
         self.attr(number(*entries.get(name).ok_or(FsError::NotFound)?))
     }
 
-    fn list(
-        &self,
-        dir: Ino,
-        cookie: u64,
-        emit: &mut dyn FnMut(Entry<'_>) -> Listing,
-    ) -> Result<(), FsError> {
+    fn list(&self, dir: Ino, cookie: u64, emit: &mut dyn FnMut(Entry<'_>) -> Listing) -> Result<(), FsError> {
         let (_, entries) = self.dir(dir)?;
         let skip = usize::try_from(cookie).unwrap_or(usize::MAX);
         for (at, (name, &node)) in entries.iter().enumerate().skip(skip) {
-            let entry = Entry { cookie: at as u64 + 1, name, attr: self.attr(number(node))? };
+            let entry = Entry {
+                cookie: at as u64 + 1,
+                name,
+                attr: self.attr(number(node))?,
+            };
             if emit(entry) == Listing::Full {
                 break;
             }
@@ -196,22 +228,39 @@ impl Tree for MemoryTree {
     }
 
     fn usage(&self) -> Usage {
-        let size = |n: &Node| if let Node::File { data, .. } = n { data.len() as u64 } else { 0 };
-        Usage { bytes: self.nodes.iter().map(size).sum(), nodes: self.nodes.len() as u64 }
+        let size = |n: &Node| {
+            if let Node::File { data, .. } = n {
+                data.len() as u64
+            } else {
+                0
+            }
+        };
+        Usage {
+            bytes: self.nodes.iter().map(size).sum(),
+            nodes: self.nodes.len() as u64,
+        }
     }
 }
 
 impl Blocks for MemoryTree {
     fn spans(&self, ino: Ino, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Span>, FsError>> {
         Box::pin(async move {
-            let Node::File { data, .. } = self.node(ino)? else { return Err(FsError::IsADirectory) };
+            let Node::File { data, .. } = self.node(ino)? else {
+                return Err(FsError::IsADirectory);
+            };
             let (block, size) = (u64::from(self.block), data.len() as u64);
             let first = range.start / block;
             let last = range.end.min(size).div_ceil(block);
             let span = |n: u64| Span {
                 offset: n * block,
                 len: block.min(size - n * block),
-                source: Source::Block { key: BlockKey { pack: index(ino) as u32, slot: n as u32 }, skip: 0 },
+                source: Source::Block {
+                    key: BlockKey {
+                        pack: index(ino) as u32,
+                        slot: n as u32,
+                    },
+                    skip: 0,
+                },
             };
             Ok((first..last).map(span).collect())
         })

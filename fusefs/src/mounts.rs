@@ -61,7 +61,11 @@ pub fn resolve(path: &Path) -> std::io::Result<PathBuf> {
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if !is_link => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
             Ok(parent.canonicalize()?.join(name))
         }
         _ => path.canonicalize(),
@@ -88,7 +92,11 @@ pub fn umount(path: &Path, lazy: bool) -> Result<Umounted, MountError> {
     let point = resolve(path).map_err(missing)?;
     let mount = at(&point)?.ok_or_else(|| MountError::NotMounted(path.to_owned()))?;
     if !mount.is_ours() {
-        return Err(MountError::NotOurs { point, source_name: mount.source, fstype: mount.fstype });
+        return Err(MountError::NotOurs {
+            point,
+            source_name: mount.source,
+            fstype: mount.fstype,
+        });
     }
     if is_dead(&point) {
         detach(&point)?;
@@ -107,7 +115,9 @@ pub fn umount(path: &Path, lazy: bool) -> Result<Umounted, MountError> {
 /// Takes away a pbm-fs mount whose server has died (kill -9 leaves one behind, and every access to it fails with
 /// ENOTCONN). Anything alive, or not ours, or nothing, is left as it is. Returns whether there was one.
 pub fn clear_stale(path: &Path) -> Result<bool, MountError> {
-    let Ok(point) = resolve(path) else { return Ok(false) };
+    let Ok(point) = resolve(path) else {
+        return Ok(false);
+    };
     let mut cleared = false;
     // Several may lie upon each other when older servers died, too.
     while let Some(mount) = at(&point)? {
@@ -127,13 +137,18 @@ fn is_dead(point: &Path) -> bool {
     let asked = point.to_owned();
     // statfs always asks the server, whatever the kernel remembers. On a thread, because a server that hangs would
     // hang us: then the thread is left behind, and ends with the mount.
-    let probe = std::thread::Builder::new().name("pbmfs-probe".into()).spawn(move || {
-        let _ = sender.send(rustix::fs::statfs(&asked).err());
-    });
+    let probe = std::thread::Builder::new()
+        .name("pbmfs-probe".into())
+        .spawn(move || {
+            let _ = sender.send(rustix::fs::statfs(&asked).err());
+        });
     if probe.is_err() {
         return false;
     }
-    matches!(receiver.recv_timeout(PROBE), Ok(Some(Errno::NOTCONN | Errno::CONNABORTED)))
+    matches!(
+        receiver.recv_timeout(PROBE),
+        Ok(Some(Errno::NOTCONN | Errno::CONNABORTED))
+    )
 }
 
 /// umount(2), tried again while the mount is busy, until `patience` is over.
@@ -160,7 +175,11 @@ fn detach(point: &Path) -> Result<(), MountError> {
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
-    let text = |n: usize| fields.get(n).map(|f| String::from_utf8_lossy(&unescape(f)).into_owned());
+    let text = |n: usize| {
+        fields
+            .get(n)
+            .map(|f| String::from_utf8_lossy(&unescape(f)).into_owned())
+    };
     Some(MountEntry {
         id: text(0)?.parse().ok()?,
         device: text(2)?,

@@ -58,7 +58,10 @@ impl MountPoint {
             }
             Err(e) => return Err(MountError::io("cannot look at", resolved, e)),
         };
-        Ok(Self { path: resolved, created })
+        Ok(Self {
+            path: resolved,
+            created,
+        })
     }
 
     /// The directory, absolute and without links.
@@ -86,7 +89,11 @@ impl Drop for MountPoint {
 
 fn check_empty(path: &Path) -> Result<(), MountError> {
     let mut entries = std::fs::read_dir(path).map_err(|e| MountError::io("cannot list", path, e))?;
-    if entries.next().is_some() { Err(MountError::NotEmpty(path.to_owned())) } else { Ok(()) }
+    if entries.next().is_some() {
+        Err(MountError::NotEmpty(path.to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_apart(point: &Path, directory: &Path) -> Result<(), MountError> {
@@ -94,7 +101,10 @@ fn check_apart(point: &Path, directory: &Path) -> Result<(), MountError> {
     let directory = directory.canonicalize().or_else(|_| mounts::resolve(directory));
     match directory {
         Ok(directory) if point.starts_with(&directory) || directory.starts_with(point) => {
-            Err(MountError::Overlaps { point: point.to_owned(), directory })
+            Err(MountError::Overlaps {
+                point: point.to_owned(),
+                directory,
+            })
         }
         _ => Ok(()),
     }

@@ -26,7 +26,11 @@ impl ReadAheadConfig {
     #[must_use]
     pub fn for_budget(budget: u64) -> Self {
         let cap = (budget / 8).clamp(1 << 20, 32 << 20);
-        Self { first: 1 << 20, cap, evidence: 128 << 10 }
+        Self {
+            first: 1 << 20,
+            cap,
+            evidence: 128 << 10,
+        }
     }
 }
 
@@ -58,7 +62,13 @@ impl ReadAhead {
     /// Nothing read yet. A first read at offset 0 counts as the start of a stream.
     #[must_use]
     pub fn new(config: ReadAheadConfig) -> Self {
-        Self { config, front: 0, evidence: 0, fetched: 0, window: config.first }
+        Self {
+            config,
+            front: 0,
+            evidence: 0,
+            fetched: 0,
+            window: config.first,
+        }
     }
 
     /// Notes a read of `len` bytes at `offset` of a file of `size` bytes. The answer is what to fetch ahead now,
@@ -111,7 +121,8 @@ impl ReadAhead {
             // A small read continues a stream only where the stream ends, give or take the read itself.
             (false, _) => (len, len),
         };
-        offset <= self.front.saturating_add(forward) && offset.saturating_add(back).saturating_add(len) >= self.front
+        offset <= self.front.saturating_add(forward)
+            && offset.saturating_add(back).saturating_add(len) >= self.front
     }
 }
 

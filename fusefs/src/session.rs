@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -123,7 +123,15 @@ impl Session {
         let read_ahead_kib = set_read_ahead(&mount.device, config.read_ahead_kib);
         tracing::info!(point = %point.path().display(), read_ahead_kib, threads, "mounted");
         let busy_grace = config.busy_grace;
-        Ok(Self { point, mount, read_ahead_kib, threads, busy_grace, server: Some(server), ended })
+        Ok(Self {
+            point,
+            mount,
+            read_ahead_kib,
+            threads,
+            busy_grace,
+            server: Some(server),
+            ended,
+        })
     }
 
     /// Where it is mounted.
@@ -154,11 +162,17 @@ impl Session {
         };
         // umount(2) and joining block.
         let closing = tokio::task::spawn_blocking(move || {
-            let how = if told { self.unmount(self.busy_grace)? } else { Ended::UnmountedElsewhere };
-            self.join()?;
+            let how = if told {
+                self.unmount(self.busy_grace)?
+            } else {
+                Ended::UnmountedElsewhere
+            };
+            self.finish(self.busy_grace)?;
             Ok(how)
         });
-        closing.await.unwrap_or_else(|e| Err(self_io("cannot stop", std::io::Error::other(e))))
+        closing
+            .await
+            .unwrap_or_else(|e| Err(self_io("cannot stop", std::io::Error::other(e))))
     }
 
     /// Unmounts if the mount is still ours.
@@ -191,7 +205,18 @@ impl Session {
         alive && mounts::at(self.point()).is_ok_and(|top| top.as_ref() == Some(&self.mount))
     }
 
-    fn join(&mut self) -> Result<(), MountError> {
+    /// Waits for the event loops. They end with the file system, which outlives its name while files are open (after
+    /// somebody's lazy unmount, say): then its connection is aborted.
+    fn finish(&mut self, grace: Duration) -> Result<(), MountError> {
+        if !self.ends_within(grace) {
+            abort_connection(&self.mount.device);
+            if !self.ends_within(Duration::from_secs(1)) {
+                // The process is about to exit, which closes the device and has the same effect.
+                tracing::warn!("readers still have files of {} open", self.point().display());
+                self.server = None;
+                return Ok(());
+            }
+        }
         match self.server.take().map(JoinHandle::join) {
             None | Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(e))) => Err(MountError::io("serving failed on", self.point(), e)),
@@ -201,6 +226,17 @@ impl Session {
             }
         }
     }
+
+    fn ends_within(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while !*self.ended.borrow() && self.server.as_ref().is_some_and(|s| !s.is_finished()) {
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
 }
 
 impl Drop for Session {
@@ -208,7 +244,9 @@ impl Drop for Session {
         if self.server.is_none() {
             return;
         }
-        let done = self.unmount(Duration::ZERO).and_then(|_| self.join());
+        let done = self
+            .unmount(Duration::ZERO)
+            .and_then(|_| self.finish(Duration::from_millis(100)));
         if let Err(e) = done {
             tracing::warn!("{e}");
         }
@@ -232,13 +270,18 @@ fn self_io(what: &'static str, source: std::io::Error) -> MountError {
 }
 
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16)
+    std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .clamp(2, 16)
 }
 
 fn kernel_mount(point: &Path, config: &MountConfig) -> Result<OwnedFd, MountError> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| MountError::NoFuse(e.into()))?;
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
     let mut data = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions",
         device.as_raw_fd()
@@ -247,7 +290,11 @@ fn kernel_mount(point: &Path, config: &MountConfig) -> Result<OwnedFd, MountErro
         data.push_str(",allow_other");
     }
     let data = CString::new(data).expect("invariant: no zero byte among digits and words");
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NOATIME;
+    let flags = MountFlags::RDONLY
+        | MountFlags::NODEV
+        | MountFlags::NOSUID
+        | MountFlags::NOEXEC
+        | MountFlags::NOATIME;
     match rustix::mount::mount(source_name(&config.name), point, FSTYPE, flags, data.as_c_str()) {
         Ok(()) => Ok(device),
         Err(Errno::PERM) => Err(MountError::NotPermitted(point.to_owned())),
@@ -258,8 +305,23 @@ fn kernel_mount(point: &Path, config: &MountConfig) -> Result<OwnedFd, MountErro
 
 /// The mount table's source column. Commas, backslashes and the like mean something to who reads mount options.
 fn source_name(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.:/+@".contains(c) { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.:/+@".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     format!("{SOURCE_PREFIX}:{}", name.chars().map(plain).collect::<String>())
+}
+
+/// fusectl's switch, if it is mounted. The device is still ours: its number is taken while the event loops run.
+fn abort_connection(device: &str) {
+    let minor = device.split_once(':').map_or(device, |(_, minor)| minor);
+    let path = format!("/sys/fs/fuse/connections/{minor}/abort");
+    if let Err(e) = std::fs::write(&path, "1") {
+        tracing::debug!("{path}: {e}");
+    }
 }
 
 /// Raises the kernel's read-ahead for this mount only. Best effort: the answer is what is in force afterwards.

@@ -104,12 +104,7 @@ pub trait Tree: Send + Sync + 'static {
 
     /// Gives the entries of `dir` after `cookie` (0: from the start) in a fixed order, `.` and `..` left out, until
     /// `emit` is full. A directory without a node of its own gives nothing and is `NotADirectory`.
-    fn list(
-        &self,
-        dir: Ino,
-        cookie: u64,
-        emit: &mut dyn FnMut(Entry<'_>) -> Listing,
-    ) -> Result<(), FsError>;
+    fn list(&self, dir: Ino, cookie: u64, emit: &mut dyn FnMut(Entry<'_>) -> Listing) -> Result<(), FsError>;
 
     /// The directory that holds `dir`; the root holds itself.
     fn parent(&self, dir: Ino) -> Result<Ino, FsError>;

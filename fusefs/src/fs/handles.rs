@@ -24,16 +24,26 @@ pub(super) struct Handles {
 impl Handles {
     pub(super) fn insert(&self, file: OpenFile) -> u64 {
         let handle = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::new(file));
+        self.files
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(handle, Arc::new(file));
         handle
     }
 
     pub(super) fn get(&self, handle: u64) -> Option<Arc<OpenFile>> {
-        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&handle).cloned()
+        self.files
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&handle)
+            .cloned()
     }
 
     pub(super) fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
-        self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&handle)
+        self.files
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&handle)
     }
 }
 
@@ -52,8 +62,16 @@ struct State {
 
 impl OpenFile {
     pub(super) fn new(ino: Ino, size: u64, read_ahead: Option<ReadAheadConfig>) -> Self {
-        let state = State { read_ahead: read_ahead.map(ReadAhead::new), plans: VecDeque::new() };
-        Self { ino, size, closed: AtomicBool::new(false), state: Mutex::new(state) }
+        let state = State {
+            read_ahead: read_ahead.map(ReadAhead::new),
+            plans: VecDeque::new(),
+        };
+        Self {
+            ino,
+            size,
+            closed: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
     }
 
     pub(super) fn close(&self) {
@@ -91,7 +109,9 @@ impl OpenFile {
         let state = self.state();
         let (mut found, mut at) = (Vec::new(), range.start);
         while at < range.end {
-            let Some((plan, spans)) = state.plans.iter().find(|(plan, _)| plan.contains(&at)) else { break };
+            let Some((plan, spans)) = state.plans.iter().find(|(plan, _)| plan.contains(&at)) else {
+                break;
+            };
             let first = spans.partition_point(|span| span.end() <= at);
             let to = plan.end.min(range.end);
             found.extend(spans[first..].iter().take_while(|span| span.offset < to));
