@@ -1,17 +1,17 @@
 //! fuser's calls, translated: the only file that sees fuser's types, and the only place that picks errno.
 //!
-//! Nothing here blocks. Names and attributes are in memory. A read is polled once on the thread that got the
-//! request: when every block is cached that is enough, and the reply leaves without a change of threads. Otherwise
-//! the half-done future moves to the runtime together with its reply, and the thread takes the next request.
+//! Nothing here blocks. Each operation is a future that is polled once on the thread that got the request: when all
+//! it needs is in memory, that is enough, and the reply leaves without a change of threads. Otherwise the half-done
+//! future moves to the runtime together with its reply, and the thread takes the next request.
 //!
-//! A panic in an operation is caught and counted; the reply, dropped unanswered, makes fuser send EIO.
+//! A panic in an operation is caught, counted and answered with EIO.
 
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
@@ -23,8 +23,8 @@ use fuser::{
 use futures::FutureExt;
 
 use crate::error::FsError;
-use crate::fs::{Fs, Pieces};
-use crate::tree::{Attr, Blocks, Ino, Lifetime, Listing, NodeKind, Tree};
+use crate::fs::Fs;
+use crate::tree::{Attr, Blocks, Ino, Lifetime, NodeKind, Tree};
 
 /// For what never changes. `u64::MAX` seconds would overflow the kernel's arithmetic; a century does not.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -84,11 +84,58 @@ impl<T: Tree + Blocks> Adapter<T> {
         Self { fs }
     }
 
-    fn guarded(&self, operation: &'static str, f: impl FnOnce(&Fs<T>)) {
-        if catch_unwind(AssertUnwindSafe(|| f(&self.fs))).is_err() {
-            self.fs.note_panic();
-            tracing::error!(operation, "an operation panicked; answered with EIO");
+    /// Runs an operation and gives its result to `answer`: at once if it is ready when first polled, else from a
+    /// task of the runtime.
+    fn run<O, R>(
+        &self,
+        operation: &'static str,
+        future: impl Future<Output = Result<O, FsError>> + Send + 'static,
+        reply: R,
+        answer: impl FnOnce(R, Result<O, FsError>) + Send + 'static,
+    ) where
+        O: Send + 'static,
+        R: Send + 'static,
+    {
+        let guard = Guard {
+            fs: self.fs.clone(),
+            operation,
+        };
+        let _inside = self.fs.runtime().enter();
+        let mut future = AssertUnwindSafe(future).catch_unwind().boxed();
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => guard.answer(result, reply, answer),
+            Poll::Pending => {
+                self.fs
+                    .runtime()
+                    .spawn(async move { guard.answer(future.await, reply, answer) });
+            }
         }
+    }
+}
+
+/// Turns a panic into EIO.
+struct Guard<T> {
+    fs: Arc<Fs<T>>,
+    operation: &'static str,
+}
+
+impl<T: Tree + Blocks> Guard<T> {
+    fn answer<O, R>(
+        &self,
+        result: std::thread::Result<Result<O, FsError>>,
+        reply: R,
+        answer: impl FnOnce(R, Result<O, FsError>),
+    ) {
+        let result = result.unwrap_or_else(|_| Err(self.panicked()));
+        // A reply that is dropped unanswered, as by a panic here, makes fuser send EIO.
+        if catch_unwind(AssertUnwindSafe(|| answer(reply, result))).is_err() {
+            self.panicked();
+        }
+    }
+
+    fn panicked(&self) -> FsError {
+        self.fs.note_panic();
+        FsError::Internal(format!("{} panicked", self.operation).into())
     }
 }
 
@@ -126,34 +173,6 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// Inode 0 with a time-out: the kernel remembers that the name does not exist.
-fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-fn answer(reply: ReplyData, result: Result<Pieces, FsError>) {
-    match result {
-        Ok(pieces) => pieces.with_slice(|bytes| reply.data(bytes)),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
 fn read_only() -> Errno {
     errno(&FsError::ReadOnly)
 }
@@ -171,18 +190,34 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guarded("lookup", |fs| match fs.lookup(Ino(parent.0), name) {
-            Ok(attr) => reply.entry(&ttl(&attr), &file_attr(&attr), Generation(0)),
-            Err(FsError::NotFound) => match fs.attr(Ino(parent.0)) {
-                Ok(dir) => reply.entry(&ttl(&dir), &absent(), Generation(0)),
-                Err(e) => reply.error(errno(&e)),
-            },
+        let (fs, parent, name) = (self.fs.clone(), Ino(parent.0), name.to_owned());
+        let found = async move {
+            match fs.lookup(parent, &name).await {
+                Ok(attr) => Ok((ttl(&attr), file_attr(&attr))),
+                // Inode 0: the kernel remembers for as long as the directory lives that the name is not there.
+                Err(FsError::NotFound) => {
+                    let dir = fs.attr(parent).await?;
+                    Ok((
+                        ttl(&dir),
+                        FileAttr {
+                            ino: INodeNo(0),
+                            ..file_attr(&dir)
+                        },
+                    ))
+                }
+                Err(e) => Err(e),
+            }
+        };
+        self.run("lookup", found, reply, |reply, found| match found {
+            Ok((ttl, attr)) => reply.entry(&ttl, &attr, Generation(0)),
             Err(e) => reply.error(errno(&e)),
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guarded("getattr", |fs| match fs.attr(Ino(ino.0)) {
+        let fs = self.fs.clone();
+        let attr = async move { fs.attr(Ino(ino.0)).await };
+        self.run("getattr", attr, reply, |reply, attr| match attr {
             Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
             Err(e) => reply.error(errno(&e)),
         });
@@ -193,21 +228,21 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guarded("open", |fs| {
-            if flags.acc_mode() != OpenAccMode::O_RDONLY {
-                return reply.error(read_only());
+        let fs = self.fs.clone();
+        let mut how = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+        // Only for those who asked: on a direct handle nothing is cached, and mongod maps its files.
+        if flags.0 & rustix::fs::OFlags::DIRECT.bits().cast_signed() != 0 {
+            how |= FopenFlags::FOPEN_DIRECT_IO;
+        }
+        let opened = async move {
+            match flags.acc_mode() {
+                OpenAccMode::O_RDONLY => fs.open(Ino(ino.0)).await,
+                _ => Err(FsError::ReadOnly),
             }
-            match fs.open(Ino(ino.0)) {
-                Ok(handle) => {
-                    let mut how = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                    // Only for those who asked: on a direct handle nothing is cached, and mongod maps its files.
-                    if flags.0 & rustix::fs::OFlags::DIRECT.bits().cast_signed() != 0 {
-                        how |= FopenFlags::FOPEN_DIRECT_IO;
-                    }
-                    reply.opened(FileHandle(handle), how);
-                }
-                Err(e) => reply.error(errno(&e)),
-            }
+        };
+        self.run("open", opened, reply, move |reply, opened| match opened {
+            Ok(handle) => reply.opened(FileHandle(handle), how),
+            Err(e) => reply.error(errno(&e)),
         });
     }
 
@@ -222,24 +257,11 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guarded("read", |_| {
-            let _inside = self.fs.runtime().enter();
-            let mut read = self.fs.read(handle.0, offset, u64::from(size));
-            match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(result) => answer(reply, result),
-                Poll::Pending => {
-                    let fs = self.fs.clone();
-                    self.fs.runtime().spawn(async move {
-                        match AssertUnwindSafe(read).catch_unwind().await {
-                            Ok(result) => answer(reply, result),
-                            Err(_) => {
-                                fs.note_panic();
-                                reply.error(errno(&FsError::Internal("a read panicked".into())));
-                            }
-                        }
-                    });
-                }
-            }
+        let fs = self.fs.clone();
+        let read = async move { fs.read(handle.0, offset, u64::from(size)).await };
+        self.run("read", read, reply, |reply, read| match read {
+            Ok(pieces) => pieces.with_slice(|bytes| reply.data(bytes)),
+            Err(e) => reply.error(errno(&e)),
         });
     }
 
@@ -253,14 +275,14 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guarded("release", |fs| {
-            fs.release(handle.0);
-            reply.ok();
-        });
+        self.fs.release(handle.0);
+        reply.ok();
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guarded("opendir", |fs| match fs.open_dir(Ino(ino.0)) {
+        let fs = self.fs.clone();
+        let opened = async move { fs.open_dir(Ino(ino.0)).await };
+        self.run("opendir", opened, reply, |reply, opened| match opened {
             Ok(attr) => {
                 let how = match attr.lifetime {
                     Lifetime::Immutable => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
@@ -273,15 +295,21 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.guarded("readdir", |fs| {
-            let done = fs.list(Ino(ino.0), offset, |entry| {
-                let kind = file_type(entry.attr.kind);
-                full(reply.add(INodeNo(entry.attr.ino.0), entry.cookie, kind, entry.name))
-            });
-            match done {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(&e)),
-            }
+        let fs = self.fs.clone();
+        let listed = async move {
+            let listed = fs
+                .list(Ino(ino.0), offset, |entry| {
+                    let kind = file_type(entry.attr.kind);
+                    !reply.add(INodeNo(entry.attr.ino.0), entry.cookie, kind, &entry.name)
+                })
+                .await;
+            Ok((reply, listed))
+        };
+        self.run("readdir", listed, (), |(), listed| match listed {
+            Ok((reply, Ok(()))) => reply.ok(),
+            Ok((reply, Err(e))) => reply.error(errno(&e)),
+            // The reply went down with the panic, and was answered by that.
+            Err(_) => {}
         });
     }
 
@@ -293,32 +321,34 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guarded("readdirplus", |fs| {
-            let done = fs.list(Ino(ino.0), offset, |entry| {
-                let (attr, ttl) = (file_attr(&entry.attr), ttl(&entry.attr));
-                full(reply.add(attr.ino, entry.cookie, entry.name, &ttl, &attr, Generation(0)))
-            });
-            match done {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(&e)),
-            }
+        let fs = self.fs.clone();
+        let listed = async move {
+            let listed = fs
+                .list(Ino(ino.0), offset, |entry| {
+                    let (attr, ttl) = (file_attr(&entry.attr), ttl(&entry.attr));
+                    !reply.add(attr.ino, entry.cookie, &entry.name, &ttl, &attr, Generation(0))
+                })
+                .await;
+            Ok((reply, listed))
+        };
+        self.run("readdirplus", listed, (), |(), listed| match listed {
+            Ok((reply, Ok(()))) => reply.ok(),
+            Ok((reply, Err(e))) => reply.error(errno(&e)),
+            // The reply went down with the panic, and was answered by that.
+            Err(_) => {}
         });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.guarded("statfs", |fs| {
-            const BLOCK: u32 = 4096;
-            let usage = fs.usage();
-            reply.statfs(
-                usage.bytes.div_ceil(u64::from(BLOCK)),
-                0,
-                0,
-                usage.nodes,
-                0,
-                BLOCK,
-                255,
-                BLOCK,
-            );
+        let fs = self.fs.clone();
+        let usage = async move { fs.usage().await };
+        self.run("statfs", usage, reply, |reply, usage| match usage {
+            Ok(usage) => {
+                const BLOCK: u32 = 4096;
+                let blocks = usage.bytes.div_ceil(u64::from(BLOCK));
+                reply.statfs(blocks, 0, 0, usage.nodes, 0, BLOCK, 255, BLOCK);
+            }
+            Err(e) => reply.error(errno(&e)),
         });
     }
 
@@ -473,8 +503,4 @@ impl<T: Tree + Blocks> Filesystem for Adapter<T> {
     ) {
         reply.error(read_only());
     }
-}
-
-fn full(is_full: bool) -> Listing {
-    if is_full { Listing::Full } else { Listing::More }
 }

@@ -78,6 +78,9 @@ pub enum BlockError {
     /// The load panicked or was dropped half-way.
     #[error("the load was abandoned")]
     Abandoned,
+    /// The block has fewer bytes than the map takes from it.
+    #[error("the block is shorter than the map says")]
+    Short,
 }
 
 impl From<Abandoned> for BlockError {
@@ -100,7 +103,9 @@ impl BlockError {
             })),
             Self::Stale => FsError::Stale,
             Self::Unavailable(why) => FsError::Unavailable(why),
-            Self::Abandoned => FsError::Internal("a block's load was abandoned".into()),
+            Self::Abandoned | Self::Short => {
+                FsError::Internal(format!("{file} at offset {offset}: {self}").into())
+            }
         }
     }
 }

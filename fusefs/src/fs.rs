@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -19,7 +20,7 @@ use tokio::sync::Semaphore;
 use crate::cache::{BlockCache, CacheStats};
 use crate::error::{BlockError, FsError};
 use crate::readahead::ReadAheadConfig;
-use crate::tree::{Attr, BlockKey, Blocks, Entry, Ino, Listing, NodeKind, Source, Span, Tree, Usage};
+use crate::tree::{Attr, BlockKey, Blocks, Entry, Ino, NodeKind, Source, Span, Tree, Usage};
 use handles::{Handles, OpenFile};
 pub use pieces::Pieces;
 
@@ -52,6 +53,9 @@ impl Default for FsConfig {
 
 /// Unit of the limit on bytes fetched ahead: a semaphore counts permits in `u32`.
 const PERMIT: u64 = 64 << 10;
+
+/// Entries that are asked of the tree at once: about what fits into one reply of the kernel's usual size.
+const LIST_PAGE: usize = 32;
 
 /// What the file system was asked so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -115,63 +119,64 @@ impl<T: Tree + Blocks> Fs<T> {
     }
 
     /// Attributes of a node.
-    pub fn attr(&self, ino: Ino) -> Result<Attr, FsError> {
+    pub async fn attr(&self, ino: Ino) -> Result<Attr, FsError> {
         bump(&self.counters.metadata, 1);
-        self.tree.attr(ino)
+        self.tree.attr(ino).await
     }
 
     /// A directory's entry.
-    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+    pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
         bump(&self.counters.metadata, 1);
-        self.tree.lookup(parent, name)
+        self.tree.lookup(parent, name).await
     }
 
-    /// The entries of a directory after `cookie`, with `.` and `..` first, as far as `emit` takes them.
-    pub fn list(
+    /// Gives the entries of a directory after `cookie` (0: from the start), `.` and `..` first, to `take`, until it
+    /// says by `false` that it did not take one.
+    pub async fn list(
         &self,
         dir: Ino,
-        cookie: u64,
-        mut emit: impl FnMut(Entry<'_>) -> Listing,
+        mut cookie: u64,
+        mut take: impl FnMut(&Entry) -> bool + Send,
     ) -> Result<(), FsError> {
         bump(&self.counters.metadata, 1);
         // Cookies 1 and 2 stand after `.` and `..`; the tree's own are shifted by two.
         const DOTS: u64 = 2;
-        if cookie < 1 {
-            let attr = self.tree.attr(dir)?;
+        while cookie < DOTS {
+            let (name, ino) = if cookie == 0 {
+                (".", dir)
+            } else {
+                ("..", self.tree.parent(dir).await?)
+            };
+            let attr = self.tree.attr(ino).await?;
             if attr.kind != NodeKind::Directory {
                 return Err(FsError::NotADirectory);
             }
-            if emit(Entry {
-                cookie: 1,
-                name: OsStr::new("."),
+            cookie += 1;
+            if !take(&Entry {
+                cookie,
+                name: name.into(),
                 attr,
-            }) == Listing::Full
-            {
+            }) {
                 return Ok(());
             }
         }
-        if cookie < 2 {
-            let attr = self.tree.attr(self.tree.parent(dir)?)?;
-            if emit(Entry {
-                cookie: 2,
-                name: OsStr::new(".."),
-                attr,
-            }) == Listing::Full
-            {
+        loop {
+            let page = self.tree.list(dir, cookie - DOTS, LIST_PAGE).await?;
+            if page.is_empty() {
                 return Ok(());
             }
+            for entry in page {
+                cookie = entry.cookie + DOTS;
+                if !take(&Entry { cookie, ..entry }) {
+                    return Ok(());
+                }
+            }
         }
-        self.tree.list(dir, cookie.saturating_sub(DOTS), &mut |entry| {
-            emit(Entry {
-                cookie: entry.cookie + DOTS,
-                ..entry
-            })
-        })
     }
 
     /// Checks that `dir` can be listed.
-    pub fn open_dir(&self, dir: Ino) -> Result<Attr, FsError> {
-        let attr = self.attr(dir)?;
+    pub async fn open_dir(&self, dir: Ino) -> Result<Attr, FsError> {
+        let attr = self.attr(dir).await?;
         if attr.kind == NodeKind::Directory {
             Ok(attr)
         } else {
@@ -180,8 +185,8 @@ impl<T: Tree + Blocks> Fs<T> {
     }
 
     /// Opens a file for reading; the number is good until [`Fs::release`].
-    pub fn open(&self, ino: Ino) -> Result<u64, FsError> {
-        let attr = self.attr(ino)?;
+    pub async fn open(&self, ino: Ino) -> Result<u64, FsError> {
+        let attr = self.attr(ino).await?;
         if attr.kind != NodeKind::File {
             return Err(FsError::IsADirectory);
         }
@@ -201,26 +206,18 @@ impl<T: Tree + Blocks> Fs<T> {
     ///
     /// The future is ready at its first poll when every block is cached and its place in the file is known without
     /// asking storage.
-    pub fn read(
-        self: &Arc<Self>,
-        handle: u64,
-        offset: u64,
-        len: u64,
-    ) -> BoxFuture<'static, Result<Pieces, FsError>> {
-        let fs = self.clone();
-        Box::pin(async move {
-            bump(&fs.counters.reads, 1);
-            let result = fs.read_inner(handle, offset, len).await;
-            if result.is_err() {
-                bump(&fs.counters.failed_reads, 1);
-            }
-            result
-        })
+    pub async fn read(self: &Arc<Self>, handle: u64, offset: u64, len: u64) -> Result<Pieces, FsError> {
+        bump(&self.counters.reads, 1);
+        let result = self.read_inner(handle, offset, len).await;
+        if result.is_err() {
+            bump(&self.counters.failed_reads, 1);
+        }
+        result
     }
 
     /// Totals for `df`.
-    pub fn usage(&self) -> Usage {
-        self.tree.usage()
+    pub async fn usage(&self) -> Result<Usage, FsError> {
+        self.tree.usage().await
     }
 
     /// What happened so far.
@@ -258,7 +255,11 @@ impl<T: Tree + Blocks> Fs<T> {
             // After the reader's own blocks, so that they are first in the storage's queue.
             self.fetch_ahead(file.clone(), range);
         }
-        self.assemble(&file, &spans, offset..end, request.all().await)
+        let blocks = request.all().await;
+        match assemble(&spans, offset..end, blocks) {
+            Ok(pieces) => Ok(pieces),
+            Err((offset, e)) => Err(e.at(&self.tree.path(file.ino).await, offset)),
+        }
     }
 
     /// The spans of a range: what the handle knows from fetching ahead, the rest from the tree.
@@ -277,10 +278,8 @@ impl<T: Tree + Blocks> Fs<T> {
             next
         });
         if at < range.end {
-            let why = format!(
-                "no block is known for offset {at} of {}",
-                self.tree.path(file.ino)
-            );
+            let path = self.tree.path(file.ino).await;
+            let why = format!("no block is known for offset {at} of {path}");
             return Err(FsError::Internal(why.into()));
         }
         Ok(spans)
@@ -315,46 +314,39 @@ impl<T: Tree + Blocks> Fs<T> {
         let tree = self.tree.clone();
         move |run| {
             let tree = tree.clone();
-            Box::pin(async move { tree.fetch(run).await })
+            async move { tree.fetch(run).await }.boxed()
         }
     }
+}
 
-    fn assemble(
-        &self,
-        file: &OpenFile,
-        spans: &[Span],
-        range: Range<u64>,
-        blocks: Vec<Result<Bytes, BlockError>>,
-    ) -> Result<Pieces, FsError> {
-        let mut pieces = Pieces::default();
-        let mut blocks = blocks.into_iter();
-        for span in spans {
-            let from = span.offset.max(range.start);
-            let len = span.end().min(range.end) - from;
-            match span.source {
-                Source::Hole => pieces.push_zeros(len),
-                Source::Block { skip, .. } => {
-                    let block = blocks
-                        .next()
-                        .unwrap_or(Err(BlockError::Abandoned))
-                        .map_err(|e| e.at(&self.tree.path(file.ino), span.offset))?;
-                    let first = u64::from(skip) + (from - span.offset);
-                    let slice = usize::try_from(first)
-                        .ok()
-                        .zip(usize::try_from(first + len).ok())
-                        .filter(|(_, last)| *last <= block.len())
-                        .map(|(first, last)| block.slice(first..last));
-                    let Some(slice) = slice else {
-                        let path = self.tree.path(file.ino);
-                        let why = format!("{path}: the block at offset {} is too short", span.offset);
-                        return Err(FsError::Internal(why.into()));
-                    };
-                    pieces.push(slice);
+/// Slices of the blocks, or the first failure and the offset in the file at which it is.
+fn assemble(
+    spans: &[Span],
+    range: Range<u64>,
+    blocks: Vec<Result<Bytes, BlockError>>,
+) -> Result<Pieces, (u64, BlockError)> {
+    let mut pieces = Pieces::default();
+    let mut blocks = blocks.into_iter();
+    for span in spans {
+        let from = span.offset.max(range.start);
+        let len = span.end().min(range.end) - from;
+        match span.source {
+            Source::Hole => pieces.push_zeros(len),
+            Source::Block { skip, .. } => {
+                let block = blocks
+                    .next()
+                    .unwrap_or(Err(BlockError::Abandoned))
+                    .map_err(|e| (span.offset, e))?;
+                let first = u64::from(skip) + (from - span.offset);
+                // The plan and the block come from one verified trailer, so this can only be our own mistake.
+                if first + len > block.len() as u64 {
+                    return Err((span.offset, BlockError::Short));
                 }
+                pieces.push(block.slice(first as usize..(first + len) as usize));
             }
         }
-        Ok(pieces)
     }
+    Ok(pieces)
 }
 
 /// The blocks of spans, with the plain length that is at least in them (runs are cut by it).

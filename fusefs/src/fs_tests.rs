@@ -19,9 +19,12 @@ fn serve(tree: MemoryTree, budget: u64) -> Arc<Fs<MemoryTree>> {
     Fs::new(Arc::new(tree), FsConfig::with_budget(budget), Handle::current())
 }
 
-fn find(fs: &Fs<MemoryTree>, path: &str) -> Attr {
-    let step = |dir: Attr, name| fs.lookup(dir.ino, OsStr::new(name)).unwrap();
-    path.split('/').fold(fs.attr(Ino::ROOT).unwrap(), step)
+async fn find(fs: &Fs<MemoryTree>, path: &str) -> Attr {
+    let mut at = fs.attr(Ino::ROOT).await.unwrap();
+    for name in path.split('/') {
+        at = fs.lookup(at.ino, OsStr::new(name)).await.unwrap();
+    }
+    at
 }
 
 #[tokio::test]
@@ -30,23 +33,45 @@ async fn names_and_attributes() {
     tree.add("rs0/dbpath/a.wt", vec![1; 250]);
     tree.add("rs0/dbpath/journal/log", vec![2; 10]);
     let fs = serve(tree, 0);
-    let file = find(&fs, "rs0/dbpath/a.wt");
+    let file = find(&fs, "rs0/dbpath/a.wt").await;
     assert_eq!((file.kind, file.size, file.nlink), (NodeKind::File, 250, 1));
-    assert_eq!(find(&fs, "rs0/dbpath").nlink, 3);
+    assert_eq!(find(&fs, "rs0/dbpath").await.nlink, 3);
     assert_eq!(file.lifetime, Lifetime::Immutable);
     assert!(matches!(
-        fs.lookup(Ino::ROOT, OsStr::new("rs1")),
+        fs.lookup(Ino::ROOT, OsStr::new("rs1")).await,
         Err(FsError::NotFound)
     ));
     assert!(matches!(
-        fs.lookup(file.ino, OsStr::new("x")),
+        fs.lookup(file.ino, OsStr::new("x")).await,
         Err(FsError::NotADirectory)
     ));
-    assert!(matches!(fs.attr(Ino(99)), Err(FsError::NotFound)));
-    assert!(matches!(fs.attr(Ino(0)), Err(FsError::NotFound)));
-    assert!(matches!(fs.open(Ino::ROOT), Err(FsError::IsADirectory)));
-    assert!(matches!(fs.open_dir(file.ino), Err(FsError::NotADirectory)));
-    assert_eq!(fs.usage(), Usage { bytes: 260, nodes: 6 });
+    assert!(matches!(fs.attr(Ino(99)).await, Err(FsError::NotFound)));
+    assert!(matches!(fs.attr(Ino(0)).await, Err(FsError::NotFound)));
+    assert!(matches!(fs.open(Ino::ROOT).await, Err(FsError::IsADirectory)));
+    assert!(matches!(fs.open_dir(file.ino).await, Err(FsError::NotADirectory)));
+    assert_eq!(fs.usage().await.unwrap(), Usage { bytes: 260, nodes: 6 });
+}
+
+async fn listing(fs: &Fs<MemoryTree>, dir: Ino, step: usize) -> Vec<(std::ffi::OsString, Ino)> {
+    let (mut names, mut cookie) = (Vec::new(), 0);
+    loop {
+        let mut taken = 0;
+        let mut after = cookie;
+        let take = |entry: &Entry| {
+            if taken == step {
+                return false;
+            }
+            taken += 1;
+            after = entry.cookie;
+            names.push((entry.name.clone(), entry.attr.ino));
+            true
+        };
+        fs.list(dir, cookie, take).await.unwrap();
+        if taken == 0 {
+            return names;
+        }
+        cookie = after;
+    }
 }
 
 #[tokio::test]
@@ -56,36 +81,17 @@ async fn a_listing_can_stop_and_go_on_at_every_entry() {
         tree.add(&format!("dir/f{n:02}"), vec![0; n]);
     }
     let fs = serve(tree, 0);
-    let dir = find(&fs, "dir").ino;
-    let all = |step: usize| {
-        let (mut names, mut cookie) = (Vec::new(), 0);
-        loop {
-            let mut taken = 0;
-            fs.list(dir, cookie, |entry| {
-                if taken == step {
-                    return Listing::Full;
-                }
-                taken += 1;
-                cookie = entry.cookie;
-                names.push((entry.name.to_owned(), entry.attr.ino));
-                Listing::More
-            })
-            .unwrap();
-            if taken == 0 {
-                return names;
-            }
-        }
-    };
-    let whole = all(usize::MAX);
+    let dir = find(&fs, "dir").await.ino;
+    let whole = listing(&fs, dir, usize::MAX).await;
     assert_eq!(whole.len(), 52);
     assert_eq!(whole[0], (".".into(), dir));
     assert_eq!(whole[1], ("..".into(), Ino::ROOT));
     for step in [1, 2, 3, 7, 51, 52] {
-        assert_eq!(all(step), whole, "{step} at a time");
+        assert_eq!(listing(&fs, dir, step).await, whole, "{step} at a time");
     }
-    let file = find(&fs, "dir/f01").ino;
+    let file = find(&fs, "dir/f01").await.ino;
     assert!(matches!(
-        fs.list(file, 0, |_| Listing::More),
+        fs.list(file, 0, |_| true).await,
         Err(FsError::NotADirectory)
     ));
 }
@@ -96,7 +102,7 @@ async fn reads_of_any_range_give_the_files_bytes() {
     let mut tree = MemoryTree::new(12_345);
     tree.add("f", content.clone());
     let fs = serve(tree, 16 << 20);
-    let handle = fs.open(find(&fs, "f").ino).unwrap();
+    let handle = fs.open(find(&fs, "f").await.ino).await.unwrap();
     let mut seed = 7_u64;
     for _ in 0..2_000 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
@@ -119,7 +125,7 @@ async fn a_cached_read_is_ready_at_the_first_poll() {
     let mut tree = MemoryTree::new(4096).slow(Duration::from_millis(1));
     tree.add("f", bytes(100_000, 1));
     let fs = serve(tree, 16 << 20);
-    let handle = fs.open(find(&fs, "f").ino).unwrap();
+    let handle = fs.open(find(&fs, "f").await.ino).await.unwrap();
     assert!(fs.read(handle, 40_000, 9_000).now_or_never().is_none());
     fs.read(handle, 40_000, 9_000).await.unwrap();
     assert!(fs.read(handle, 41_000, 8_000).now_or_never().is_some());
@@ -132,7 +138,7 @@ async fn a_sequential_reader_causes_few_large_fetches() {
     let mut tree = MemoryTree::new(16 << 10).slow(Duration::from_millis(2));
     tree.add("f", content.clone());
     let fs = serve(tree, 64 << 20);
-    let handle = fs.open(find(&fs, "f").ino).unwrap();
+    let handle = fs.open(find(&fs, "f").await.ino).await.unwrap();
     for at in (0..SIZE).step_by(128 << 10) {
         let got = fs.read(handle, at as u64, 128 << 10).await.unwrap();
         assert!(got.to_vec() == content[at..at + (128 << 10)]);
@@ -148,7 +154,7 @@ async fn random_readers_fetch_only_the_blocks_they_need() {
     let mut tree = MemoryTree::new(32 << 10);
     tree.add("f", bytes(SIZE, 3));
     let fs = serve(tree, 256 << 20);
-    let handle = fs.open(find(&fs, "f").ino).unwrap();
+    let handle = fs.open(find(&fs, "f").await.ino).await.unwrap();
     let mut needed = std::collections::HashSet::new();
     for n in 0..500_u64 {
         let offset = (n * 7919) % (SIZE as u64 >> 12) << 12;
@@ -166,7 +172,7 @@ async fn damage_names_the_file_and_the_place_and_spares_the_neighbours() {
     let ino = tree.add("rs0/dbpath/f.wt", content.clone());
     tree.damage(ino, 100);
     let fs = serve(tree, 16 << 20);
-    let handle = fs.open(ino).unwrap();
+    let handle = fs.open(ino).await.unwrap();
     for _ in 0..2 {
         let error = fs.read(handle, 0, 1 << 20).await.unwrap_err();
         let FsError::Damaged(damage) = error else {

@@ -11,13 +11,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 
 use crate::error::{BlockError, FsError};
-use crate::tree::{
-    Attr, BlockKey, Blocks, Entry, Ino, Lifetime, Listing, NodeKind, Source, Span, Tree, Usage,
-};
+use crate::tree::{Attr, BlockKey, Blocks, Entry, Ino, Lifetime, NodeKind, Source, Span, Tree, Usage};
 
 enum Node {
     Dir {
@@ -97,7 +95,7 @@ impl MemoryTree {
     /// Makes every fetch of one block of a file fail as damaged.
     pub fn damage(&self, file: Ino, block: u32) {
         let key = BlockKey {
-            pack: index(file) as u32,
+            pack: index(file) as u64,
             slot: block,
         };
         self.damaged
@@ -123,6 +121,31 @@ impl MemoryTree {
             Node::Dir { parent, entries } => Ok((*parent, entries)),
             Node::File { .. } => Err(FsError::NotADirectory),
         }
+    }
+
+    fn stat(&self, ino: Ino) -> Result<Attr, FsError> {
+        let (kind, size, mode, nlink) = match self.node(ino)? {
+            Node::Dir { entries, .. } => {
+                let dirs = entries
+                    .values()
+                    .filter(|&&n| matches!(self.nodes[n], Node::Dir { .. }))
+                    .count();
+                (NodeKind::Directory, 0, 0o755, 2 + dirs as u32)
+            }
+            Node::File { data, .. } => (NodeKind::File, data.len() as u64, 0o644, 1),
+        };
+        Ok(Attr {
+            ino,
+            kind,
+            size,
+            allocated: size,
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + ino.0),
+            nlink,
+            lifetime: Lifetime::Immutable,
+        })
     }
 
     fn block_of(&self, key: BlockKey) -> Result<Bytes, BlockError> {
@@ -160,58 +183,41 @@ fn index(ino: Ino) -> usize {
     usize::try_from(ino.0.wrapping_sub(Ino::ROOT.0)).unwrap_or(usize::MAX)
 }
 
+#[async_trait]
 impl Tree for MemoryTree {
-    fn attr(&self, ino: Ino) -> Result<Attr, FsError> {
-        let (kind, size, mode, nlink) = match self.node(ino)? {
-            Node::Dir { entries, .. } => {
-                let dirs = entries
-                    .values()
-                    .filter(|&&n| matches!(self.nodes[n], Node::Dir { .. }))
-                    .count();
-                (NodeKind::Directory, 0, 0o755, 2 + dirs as u32)
-            }
-            Node::File { data, .. } => (NodeKind::File, data.len() as u64, 0o644, 1),
-        };
-        Ok(Attr {
-            ino,
-            kind,
-            size,
-            allocated: size,
-            mode,
-            uid: 0,
-            gid: 0,
-            mtime: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + ino.0),
-            nlink,
-            lifetime: Lifetime::Immutable,
-        })
+    async fn attr(&self, ino: Ino) -> Result<Attr, FsError> {
+        self.stat(ino)
     }
 
-    fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+    async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
         let (_, entries) = self.dir(parent)?;
-        self.attr(number(*entries.get(name).ok_or(FsError::NotFound)?))
+        self.stat(number(*entries.get(name).ok_or(FsError::NotFound)?))
     }
 
-    fn list(&self, dir: Ino, cookie: u64, emit: &mut dyn FnMut(Entry<'_>) -> Listing) -> Result<(), FsError> {
+    async fn list(&self, dir: Ino, cookie: u64, most: usize) -> Result<Vec<Entry>, FsError> {
         let (_, entries) = self.dir(dir)?;
         let skip = usize::try_from(cookie).unwrap_or(usize::MAX);
-        for (at, (name, &node)) in entries.iter().enumerate().skip(skip) {
-            let entry = Entry {
+        let entry = |(at, (name, &node)): (usize, (&OsString, &usize))| {
+            Ok(Entry {
                 cookie: at as u64 + 1,
-                name,
-                attr: self.attr(number(node))?,
-            };
-            if emit(entry) == Listing::Full {
-                break;
-            }
-        }
-        Ok(())
+                name: name.clone(),
+                attr: self.stat(number(node))?,
+            })
+        };
+        entries
+            .iter()
+            .enumerate()
+            .skip(skip)
+            .take(most)
+            .map(entry)
+            .collect()
     }
 
-    fn parent(&self, dir: Ino) -> Result<Ino, FsError> {
+    async fn parent(&self, dir: Ino) -> Result<Ino, FsError> {
         Ok(number(self.dir(dir)?.0))
     }
 
-    fn path(&self, ino: Ino) -> String {
+    async fn path(&self, ino: Ino) -> String {
         let mut parts = Vec::new();
         let mut at = index(ino);
         while let (true, Some(node)) = (at != 0, self.nodes.get(at)) {
@@ -227,7 +233,7 @@ impl Tree for MemoryTree {
         parts.join("/")
     }
 
-    fn usage(&self) -> Usage {
+    async fn usage(&self) -> Result<Usage, FsError> {
         let size = |n: &Node| {
             if let Node::File { data, .. } = n {
                 data.len() as u64
@@ -235,45 +241,42 @@ impl Tree for MemoryTree {
                 0
             }
         };
-        Usage {
+        Ok(Usage {
             bytes: self.nodes.iter().map(size).sum(),
             nodes: self.nodes.len() as u64,
-        }
+        })
     }
 }
 
+#[async_trait]
 impl Blocks for MemoryTree {
-    fn spans(&self, ino: Ino, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Span>, FsError>> {
-        Box::pin(async move {
-            let Node::File { data, .. } = self.node(ino)? else {
-                return Err(FsError::IsADirectory);
-            };
-            let (block, size) = (u64::from(self.block), data.len() as u64);
-            let first = range.start / block;
-            let last = range.end.min(size).div_ceil(block);
-            let span = |n: u64| Span {
-                offset: n * block,
-                len: block.min(size - n * block),
-                source: Source::Block {
-                    key: BlockKey {
-                        pack: index(ino) as u32,
-                        slot: n as u32,
-                    },
-                    skip: 0,
+    async fn spans(&self, ino: Ino, range: Range<u64>) -> Result<Vec<Span>, FsError> {
+        let Node::File { data, .. } = self.node(ino)? else {
+            return Err(FsError::IsADirectory);
+        };
+        let (block, size) = (u64::from(self.block), data.len() as u64);
+        let first = range.start / block;
+        let last = range.end.min(size).div_ceil(block);
+        let span = |n: u64| Span {
+            offset: n * block,
+            len: block.min(size - n * block),
+            source: Source::Block {
+                key: BlockKey {
+                    pack: index(ino) as u64,
+                    slot: n as u32,
                 },
-            };
-            Ok((first..last).map(span).collect())
-        })
+                skip: 0,
+            },
+        };
+        Ok((first..last).map(span).collect())
     }
 
-    fn fetch(&self, run: Vec<BlockKey>) -> BoxFuture<'_, Vec<Result<Bytes, BlockError>>> {
-        Box::pin(async move {
-            self.fetches.fetch_add(1, Ordering::Relaxed);
-            self.fetched_blocks.fetch_add(run.len() as u64, Ordering::Relaxed);
-            if !self.delay.is_zero() {
-                tokio::time::sleep(self.delay).await;
-            }
-            run.into_iter().map(|key| self.block_of(key)).collect()
-        })
+    async fn fetch(&self, run: Vec<BlockKey>) -> Vec<Result<Bytes, BlockError>> {
+        self.fetches.fetch_add(1, Ordering::Relaxed);
+        self.fetched_blocks.fetch_add(run.len() as u64, Ordering::Relaxed);
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+        run.into_iter().map(|key| self.block_of(key)).collect()
     }
 }

@@ -2,13 +2,17 @@
 //!
 //! Both are about things that never change, so inode numbers are stable for the life of the mount and no operation
 //! needs a lock. No fuser type appears here, and nothing of the repository's either.
+//!
+//! Everything is asynchronous, because file lists, map nodes, trailers and blocks lie in storage and are fetched when
+//! they are first needed. But a future that can be answered from memory **must be ready at its first poll**: that is
+//! how most requests are answered without leaving the thread that got them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 
 use crate::cache::Adjacent;
 use crate::error::{BlockError, FsError};
@@ -59,30 +63,21 @@ pub struct Attr {
     pub gid: u32,
     /// Time of the last change of the contents; also given as ctime and atime.
     pub mtime: SystemTime,
-    /// Links: 2 plus the number of subdirectories for a directory.
+    /// Links. 1 for a directory says that its subdirectories were not counted.
     pub nlink: u32,
     /// How long the kernel may remember this.
     pub lifetime: Lifetime,
 }
 
 /// One line of a listing.
-#[derive(Debug)]
-pub struct Entry<'a> {
+#[derive(Debug, Clone)]
+pub struct Entry {
     /// Where the listing goes on after this entry; opaque to callers, never 0.
     pub cookie: u64,
     /// The name, without slashes.
-    pub name: &'a OsStr,
+    pub name: OsString,
     /// Its attributes, since every listing is a readdirplus.
     pub attr: Attr,
-}
-
-/// The receiver's answer to an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listing {
-    /// Taken; give the next.
-    More,
-    /// No room: this entry was not taken, stop here.
-    Full,
 }
 
 /// What `df` shows.
@@ -94,33 +89,34 @@ pub struct Usage {
     pub nodes: u64,
 }
 
-/// Names and attributes. All of it is in memory: these are called on the threads that serve the kernel.
+/// Names and attributes.
+#[async_trait]
 pub trait Tree: Send + Sync + 'static {
     /// Attributes of a node.
-    fn attr(&self, ino: Ino) -> Result<Attr, FsError>;
+    async fn attr(&self, ino: Ino) -> Result<Attr, FsError>;
 
     /// The node called `name` in `parent`.
-    fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError>;
+    async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError>;
 
-    /// Gives the entries of `dir` after `cookie` (0: from the start) in a fixed order, `.` and `..` left out, until
-    /// `emit` is full. A directory without a node of its own gives nothing and is `NotADirectory`.
-    fn list(&self, dir: Ino, cookie: u64, emit: &mut dyn FnMut(Entry<'_>) -> Listing) -> Result<(), FsError>;
+    /// Up to `most` entries of `dir` after `cookie` (0: from the start) in a fixed order, `.` and `..` left out; none
+    /// at the end.
+    async fn list(&self, dir: Ino, cookie: u64, most: usize) -> Result<Vec<Entry>, FsError>;
 
     /// The directory that holds `dir`; the root holds itself.
-    fn parent(&self, dir: Ino) -> Result<Ino, FsError>;
+    async fn parent(&self, dir: Ino) -> Result<Ino, FsError>;
 
     /// A node's path inside the mount, for log lines.
-    fn path(&self, ino: Ino) -> String;
+    async fn path(&self, ino: Ino) -> String;
 
     /// Totals for `df`.
-    fn usage(&self) -> Usage;
+    async fn usage(&self) -> Result<Usage, FsError>;
 }
 
 /// A stored block: the slot of a pack. The numbers mean something to the [`Blocks`] that gave them only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockKey {
     /// Which pack.
-    pub pack: u32,
+    pub pack: u64,
     /// Which block of it.
     pub slot: u32,
 }
@@ -164,16 +160,14 @@ pub enum Source {
     },
 }
 
-/// Bytes. Asynchronous, because map nodes, trailers and blocks lie in storage.
-///
-/// A future that can be answered from memory must be ready at its first poll: that is how a cached read is answered
-/// without leaving the thread that got the request.
+/// Bytes.
+#[async_trait]
 pub trait Blocks: Send + Sync + 'static {
     /// The spans that cover `range` of the file, in order and without gaps. The first may start before the range and
     /// the last may end after it; nothing more is looked up than the range needs.
-    fn spans(&self, ino: Ino, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Span>, FsError>>;
+    async fn spans(&self, ino: Ino, range: Range<u64>) -> Result<Vec<Span>, FsError>;
 
     /// The plain, verified bytes of neighbouring slots of one pack, one result a key: a damaged block does not take
     /// its neighbours with it.
-    fn fetch(&self, run: Vec<BlockKey>) -> BoxFuture<'_, Vec<Result<Bytes, BlockError>>>;
+    async fn fetch(&self, run: Vec<BlockKey>) -> Vec<Result<Bytes, BlockError>>;
 }
