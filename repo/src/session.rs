@@ -1,0 +1,290 @@
+//! A writer's session: lease, beats, what it may refer to, and the commit (GC.md rules 1 to 7).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::error::{RepoError, Result};
+use crate::id::{LeaseId, PackId, SnapshotName, draw16};
+use crate::key::{ObjectKey, prefix};
+use crate::objects::{BeatDoc, Committed, CondemnedList, JsonObject, LeaseDoc, SnapshotDoc, TombstoneDoc};
+use crate::repository::Repository;
+use crate::storage::{PutOutcome, Storage, StorageError, list_all};
+
+/// How often a lease's counter is raised. A gc that sees no raise for a while may take the writer for dead and fence
+/// it, so it should see many.
+const BEAT_EVERY: Duration = Duration::from_secs(10);
+
+/// How often create-if-absent is repeated while its outcome is unknown.
+const COMMIT_ATTEMPTS: u32 = 5;
+
+/// How many seconds further a name is looked for when the present second's is taken.
+const NAME_ATTEMPTS: u32 = 120;
+
+/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind, as a
+/// crash would: gc deals with that.
+pub struct Session {
+    repo: Repository,
+    name: SnapshotName,
+    lease: LeaseId,
+    /// Packs that were listed and not condemned, with their lengths.
+    allowed: Arc<HashMap<PackId, u64>>,
+    beats: JoinHandle<()>,
+}
+
+/// How a commit ended, when it did not fail.
+enum Decided {
+    Committed,
+    Lost(String),
+    /// The commit key holds a tombstone of our own.
+    GivenUp,
+}
+
+impl Session {
+    /// Begins a session that may commit one snapshot, named by the present second or one of the next. In the order
+    /// of rule 3: the lease is put, then the condemned lists are read, then the packs are listed.
+    ///
+    /// # Errors
+    /// The storage's; no lease is left behind.
+    pub async fn begin(repo: &Repository, purpose: &str, now: jiff::Timestamp) -> Result<Self> {
+        let (lease, name) = take_lease(repo, purpose, now).await?;
+        match read_allowed(repo).await {
+            Ok(allowed) => {
+                let beats = tokio::spawn(beat(repo.storage().clone(), lease));
+                Ok(Self { repo: repo.clone(), name, lease, allowed: Arc::new(allowed), beats })
+            }
+            Err(e) => {
+                remove_lease(&**repo.storage(), &lease).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// The name that the snapshot will have.
+    pub fn name(&self) -> &SnapshotName {
+        &self.name
+    }
+
+    /// The lease, owner of every pack of this session.
+    pub fn lease(&self) -> LeaseId {
+        self.lease
+    }
+
+    /// The repository.
+    pub fn repo(&self) -> &Repository {
+        &self.repo
+    }
+
+    /// Packs that this writer may refer to, with their lengths, besides its own (rule 4).
+    pub fn allowed(&self) -> &Arc<HashMap<PackId, u64>> {
+        &self.allowed
+    }
+
+    /// Commits (rule 5). Success means that the snapshot is durable.
+    ///
+    /// # Errors
+    /// `CommitLost` if somebody else's object stands at the commit key; `CommitUnknown` if the storage fails so long
+    /// that nobody can tell, and then the lease stays; any other error means that nothing was committed and nothing
+    /// ever will be.
+    pub async fn commit(self, doc: &SnapshotDoc) -> Result<()> {
+        debug_assert!(doc.lease == self.lease && doc.name == self.name);
+        let key = ObjectKey::snapshot(&self.name);
+        let storage = self.repo.storage().clone();
+        let object = doc.to_object(&key);
+        let mut last = None;
+        let mut decided = None;
+        for attempt in 0..COMMIT_ATTEMPTS {
+            match storage.put_if_absent(&key, object.clone()).await {
+                Ok(PutOutcome::Created) => decided = Some(Decided::Committed),
+                Ok(PutOutcome::Exists) => decided = self.look(&*storage).await,
+                Err(e) => {
+                    tracing::warn!("commit of {}: {e}", self.name);
+                    let hopeless = !e.outcome_unknown();
+                    last = Some(e);
+                    if hopeless {
+                        break;
+                    }
+                }
+            }
+            if decided.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+        }
+        if decided.is_none() {
+            decided = self.give_up(&*storage).await;
+        }
+        self.beats.abort();
+        match decided {
+            Some(Decided::Committed) => {
+                remove_lease(&*storage, &self.lease).await;
+                Ok(())
+            }
+            Some(Decided::Lost(by)) => {
+                remove_lease(&*storage, &self.lease).await;
+                Err(RepoError::CommitLost { key, by })
+            }
+            Some(Decided::GivenUp) => {
+                remove_lease(&*storage, &self.lease).await;
+                Err(last.map_or_else(|| unreadable_commit(&key), RepoError::Storage))
+            }
+            None => Err(RepoError::CommitUnknown {
+                name: self.name,
+                source: last.unwrap_or(StorageError::NotFound(key)),
+            }),
+        }
+    }
+
+    /// Whose object stands at the commit key; `None` if that cannot be read now.
+    async fn look(&self, storage: &dyn Storage) -> Option<Decided> {
+        let object = match storage.get(&ObjectKey::snapshot(&self.name)).await {
+            Ok(object) => object,
+            Err(e) => {
+                tracing::warn!("commit of {}: {e}", self.name);
+                return None;
+            }
+        };
+        Some(match Committed::decode(&self.name, &object) {
+            Ok(Committed::Snapshot(doc)) if doc.lease == self.lease => Decided::Committed,
+            Ok(Committed::Snapshot(_)) => Decided::Lost("another backup".into()),
+            Ok(Committed::Tombstone(t)) if t.lease == Some(self.lease) => Decided::GivenUp,
+            Ok(Committed::Tombstone(t)) => Decided::Lost(format!("a tombstone ({})", t.why)),
+            Err(e) => Decided::Lost(format!("a damaged object ({e})")),
+        })
+    }
+
+    /// Ends the attempts for certain: a tombstone of our own at the commit key, or what stands there already.
+    async fn give_up(&self, storage: &dyn Storage) -> Option<Decided> {
+        let key = ObjectKey::snapshot(&self.name);
+        let tombstone =
+            TombstoneDoc { why: "abandoned".into(), lease: Some(self.lease), at: jiff::Timestamp::now() };
+        let tombstone = tombstone.to_object(&key);
+        for attempt in 0..COMMIT_ATTEMPTS {
+            match storage.put_if_absent(&key, tombstone.clone()).await {
+                Ok(PutOutcome::Created) => return Some(Decided::GivenUp),
+                Ok(PutOutcome::Exists) => {
+                    if let Some(decided) = self.look(storage).await {
+                        return Some(decided);
+                    }
+                }
+                Err(e) => tracing::warn!("giving up {}: {e}", self.name),
+            }
+            tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+        }
+        None
+    }
+
+    /// Ends a session that never tried to commit. Packs that it put are garbage, which gc removes.
+    pub async fn abandon(self) {
+        self.beats.abort();
+        remove_lease(&**self.repo.storage(), &self.lease).await;
+    }
+}
+
+fn unreadable_commit(key: &ObjectKey) -> RepoError {
+    RepoError::Storage(StorageError::Failed {
+        op: "commit",
+        key: key.to_string(),
+        reason: "what stands there could not be read".into(),
+    })
+}
+
+/// Puts a lease whose commit key nobody has used and no other lease names.
+async fn take_lease(repo: &Repository, purpose: &str, now: jiff::Timestamp) -> Result<(LeaseId, SnapshotName)> {
+    let storage = &**repo.storage();
+    let mut moment = now;
+    for _ in 0..NAME_ATTEMPTS {
+        let name = SnapshotName::at(moment);
+        let key = ObjectKey::snapshot(&name);
+        moment = moment.saturating_add(jiff::SignedDuration::from_secs(1)).unwrap_or(moment);
+        match storage.head(&key).await {
+            Ok(_) => continue,
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+        let lease = LeaseId(draw16(&**repo.randomness()));
+        let doc = LeaseDoc {
+            commit_key: key.to_string(),
+            host: host_name(),
+            pid: std::process::id(),
+            purpose: purpose.into(),
+            started: now,
+        };
+        let lease_key = ObjectKey::lease(&lease);
+        // If this fails with an unknown outcome a lease without a writer may stay, which gc removes.
+        storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await?;
+        match rivals(storage, &lease, &key).await {
+            Ok(false) => return Ok((lease, name)),
+            Ok(true) => remove_lease(storage, &lease).await,
+            Err(e) => {
+                remove_lease(storage, &lease).await;
+                return Err(e);
+            }
+        }
+    }
+    Err(RepoError::SourceLost("every snapshot name of the next two minutes is taken".into()))
+}
+
+/// Whether another lease names the same commit key. Of two that see each other both give way.
+async fn rivals(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Result<bool> {
+    for listed in list_all(storage, prefix::LEASES).await? {
+        if listed.key == ObjectKey::lease(own) {
+            continue;
+        }
+        match storage.get(&listed.key).await {
+            Ok(object) => {
+                if LeaseDoc::from_object(&listed.key, &object).is_ok_and(|l| l.commit_key == key.as_str()) {
+                    return Ok(true);
+                }
+            }
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(false)
+}
+
+/// Packs that were listed after the condemned lists were read, and are on none of them.
+async fn read_allowed(repo: &Repository) -> Result<HashMap<PackId, u64>> {
+    let storage = &**repo.storage();
+    let mut condemned = std::collections::HashSet::new();
+    for listed in list_all(storage, prefix::CONDEMNED).await? {
+        match storage.get(&listed.key).await {
+            Ok(object) => condemned.extend(CondemnedList::from_object(&listed.key, &object)?.packs),
+            // Gone since it was listed: all its packs are gone, too.
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let packs = list_all(storage, prefix::PACKS).await?;
+    Ok(packs
+        .into_iter()
+        .filter_map(|listed| Some((listed.key.last::<PackId>()?, listed.size)))
+        .filter(|(id, _)| !condemned.contains(id))
+        .collect())
+}
+
+async fn remove_lease(storage: &dyn Storage, lease: &LeaseId) {
+    for key in [ObjectKey::lease(lease), ObjectKey::beat(lease)] {
+        if let Err(e) = storage.delete(&key).await {
+            tracing::warn!("the lease {lease} stays until gc removes it: {e}");
+        }
+    }
+}
+
+/// Raises the counter until it is aborted. A beat that fails costs nothing but politeness.
+async fn beat(storage: Arc<dyn Storage>, lease: LeaseId) {
+    let key = ObjectKey::beat(&lease);
+    for counter in 1.. {
+        if let Err(e) = storage.put(&key, BeatDoc { counter }.to_object(&key)).await {
+            tracing::debug!("beat of {lease}: {e}");
+        }
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
