@@ -120,8 +120,6 @@ pub enum MountErrorKind {
     NotFound,
     /// Somebody uses it: wait, or stop them.
     Busy,
-    /// The repository is damaged: run `check`.
-    Damaged,
     /// The system refused: see the message.
     Io,
     /// This machine cannot mount: see the message for what is missing.
@@ -183,9 +181,6 @@ pub enum MountError {
     /// mount(2) said EPERM.
     #[error("mounting on {0} is not permitted; root or CAP_SYS_ADMIN is needed")]
     NotPermitted(PathBuf),
-    /// The tree that was to be mounted cannot be read.
-    #[error("{0}")]
-    Tree(#[from] FsError),
     /// Anything else that the system refused.
     #[error("{what} {path}: {source}")]
     Io {
@@ -206,13 +201,10 @@ impl MountError {
             Self::NotADirectory(_) | Self::NotEmpty(_) | Self::Overlaps { .. } | Self::NotOurs { .. } => {
                 MountErrorKind::Usage
             }
-            Self::Missing(_) | Self::NotMounted(_) | Self::Tree(FsError::NotFound | FsError::Stale) => {
-                MountErrorKind::NotFound
-            }
+            Self::Missing(_) | Self::NotMounted(_) => MountErrorKind::NotFound,
             Self::AlreadyMounted { .. } | Self::Busy(_) => MountErrorKind::Busy,
             Self::NoFuse(_) | Self::NotPermitted(_) => MountErrorKind::Unsupported,
-            Self::Tree(FsError::Damaged(_)) => MountErrorKind::Damaged,
-            Self::Tree(_) | Self::Io { .. } => MountErrorKind::Io,
+            Self::Io { .. } => MountErrorKind::Io,
         }
     }
 

@@ -11,8 +11,9 @@
 //! - `adapter`: the only file that sees fuser; it translates calls and picks errno, in one place.
 //! - [`mounts`]: the kernel's mount table, `umount`, dead mounts. [`point`]: is this directory fit to mount on?
 //! - [`session`]: mounts, serves until told to stop, unmounts what it mounted and nothing else.
+//! - `snapshot_tree`: a snapshot as such a tree; the only file that sees the repository.
 //!
-//! Nothing here knows MongoDB, and nothing below `snapshot_tree` knows the repository.
+//! Nothing here knows MongoDB.
 
 mod adapter;
 pub mod cache;
@@ -23,6 +24,7 @@ pub mod mounts;
 pub mod point;
 pub mod readahead;
 pub mod session;
+mod snapshot_tree;
 pub mod tree;
 
 pub use error::{FsError, MountError, MountErrorKind};
@@ -30,3 +32,4 @@ pub use fs::{Fs, FsConfig};
 pub use mounts::{Umounted, clear_stale, umount};
 pub use point::MountPoint;
 pub use session::{Ended, MountConfig, Session};
+pub use snapshot_tree::SnapshotTree;
