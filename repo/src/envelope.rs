@@ -135,7 +135,9 @@ impl Header {
         let key_len = usize::from(f.u16()?);
         let reserved = f.u16()?;
         if flags != 0 || reserved != 0 {
-            return Err(FormatError::UnknownFlags(u64::from(flags) | u64::from(reserved) << 8));
+            return Err(FormatError::UnknownFlags(
+                u64::from(flags) | u64::from(reserved) << 8,
+            ));
         }
         // Key id and nonce are those of an encrypted payload; a plain one has none.
         if f.bytes(40)?.iter().any(|b| *b != 0) {
@@ -146,8 +148,16 @@ impl Header {
         if key_len > MAX_KEY_LEN {
             return Err(FormatError::BadField("key length"));
         }
-        let key = std::str::from_utf8(r.bytes(key_len)?).map_err(|_| FormatError::BadField("key"))?.to_owned();
-        Ok(Self { kind, key, payload_len, checksum, summed })
+        let key = std::str::from_utf8(r.bytes(key_len)?)
+            .map_err(|_| FormatError::BadField("key"))?
+            .to_owned();
+        Ok(Self {
+            kind,
+            key,
+            payload_len,
+            checksum,
+            summed,
+        })
     }
 
     /// Checks the key and that `sealed` (the payload, or a pack's trailer) is what was written.
@@ -205,7 +215,10 @@ pub fn decode_any(key: &ObjectKey, object: &Bytes) -> Result<(ObjectKind, Bytes)
         std::cmp::Ordering::Equal => {}
     }
     if header.kind.is_pack() {
-        return Err(FormatError::WrongKind { expected: "small object", found: header.kind.name().into() });
+        return Err(FormatError::WrongKind {
+            expected: "small object",
+            found: header.kind.name().into(),
+        });
     }
     header.verify(key, &payload)?;
     Ok((header.kind, payload))
@@ -215,7 +228,10 @@ pub fn decode_any(key: &ObjectKey, object: &Bytes) -> Result<(ObjectKind, Bytes)
 pub fn decode(kind: ObjectKind, key: &ObjectKey, object: &Bytes) -> Result<Bytes, FormatError> {
     let (found, payload) = decode_any(key, object)?;
     if found != kind {
-        return Err(FormatError::WrongKind { expected: kind.name(), found: found.name().into() });
+        return Err(FormatError::WrongKind {
+            expected: kind.name(),
+            found: found.name().into(),
+        });
     }
     Ok(payload)
 }

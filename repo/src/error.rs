@@ -168,7 +168,9 @@ pub enum RepoError {
         by: String,
     },
     /// The storage failed so long that it is not known whether the commit landed.
-    #[error("it is unknown whether snapshot {name} was committed, because the storage keeps failing ({source}); `pbm-fs list` will tell once it answers again")]
+    #[error(
+        "it is unknown whether snapshot {name} was committed, because the storage keeps failing ({source}); `pbm-fs list` will tell once it answers again"
+    )]
     CommitUnknown {
         /// The snapshot.
         name: SnapshotName,
@@ -207,9 +209,10 @@ impl RepoError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Storage(e) => e.kind(),
-            Self::Damaged { reason: FormatError::UnknownVersion(_) | FormatError::UnknownFlags(_), .. } => {
-                ErrorKind::Unsupported
-            }
+            Self::Damaged {
+                reason: FormatError::UnknownVersion(_) | FormatError::UnknownFlags(_),
+                ..
+            } => ErrorKind::Unsupported,
             Self::Damaged { .. }
             | Self::DamagedBlock { .. }
             | Self::DamagedEntry { .. }
@@ -218,7 +221,9 @@ impl RepoError {
             | Self::NoSuchSnapshot { .. }
             | Self::NoSnapshots
             | Self::Deleted(_) => ErrorKind::NotFound,
-            Self::AlreadyARepository { .. } | Self::NotEmpty { .. } | Self::CommitLost { .. } => ErrorKind::Busy,
+            Self::AlreadyARepository { .. } | Self::NotEmpty { .. } | Self::CommitLost { .. } => {
+                ErrorKind::Busy
+            }
             Self::UnknownFeature(_) | Self::UnknownVersion(_) => ErrorKind::Unsupported,
             Self::AmbiguousName { .. } | Self::BadName(_) => ErrorKind::Usage,
             Self::CommitUnknown { .. }
@@ -232,16 +237,27 @@ impl RepoError {
 
     /// Marks `reason` as found in the object `key`.
     pub(crate) fn damaged(key: &ObjectKey) -> impl FnOnce(FormatError) -> Self + '_ {
-        move |reason| Self::Damaged { key: key.clone(), reason }
+        move |reason| Self::Damaged {
+            key: key.clone(),
+            reason,
+        }
     }
 }
 
 fn join(names: &[SnapshotName]) -> String {
-    names.iter().map(SnapshotName::as_str).collect::<Vec<_>>().join(", ")
+    names
+        .iter()
+        .map(SnapshotName::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn offer(nearest: &[SnapshotName]) -> String {
-    if nearest.is_empty() { String::new() } else { format!("; the nearest names are {}", join(nearest)) }
+    if nearest.is_empty() {
+        String::new()
+    } else {
+        format!("; the nearest names are {}", join(nearest))
+    }
 }
 
 /// Shorthand for this crate.

@@ -79,7 +79,12 @@ pub fn is_sound_path(path: &str) -> bool {
 
 fn encode_entry(w: &mut Writer, previous: &str, entry: &FileEntry) {
     let meta = &entry.meta;
-    let shared = meta.path.bytes().zip(previous.bytes()).take_while(|(a, b)| a == b).count();
+    let shared = meta
+        .path
+        .bytes()
+        .zip(previous.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
     w.varint(shared as u64);
     w.string(&meta.path.as_bytes()[shared..]);
     w.u8(match meta.kind {
@@ -141,14 +146,28 @@ fn decode_entry(r: &mut Reader<'_>, previous: &str, own: &PackId) -> Result<File
         }
         2 => {
             let level = r.u8()?;
-            MapRoot::Node { place: Place::decode(r, own)?, level }
+            MapRoot::Node {
+                place: Place::decode(r, own)?,
+                level,
+            }
         }
         _ => return Err(bad("map root")),
     };
     if (root == MapRoot::Empty) != (size == 0) || kind == FileKind::Directory && size != 0 {
         return Err(bad("file size"));
     }
-    Ok(FileEntry { meta: FileMeta { path, kind, mode, uid, gid, mtime, size }, root })
+    Ok(FileEntry {
+        meta: FileMeta {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            size,
+        },
+        root,
+    })
 }
 
 fn decode_chunk(bytes: &[u8], count: usize, own: &PackId) -> Result<Vec<FileEntry>, FormatError> {
@@ -200,11 +219,17 @@ impl Root {
             if count == 0 || count as usize > CHUNK_BYTES {
                 return Err(FormatError::BadField("file count"));
             }
-            let sorted = chunks.last().is_none_or(|c| path_order(&c.first_path, first) == Ordering::Less);
+            let sorted = chunks
+                .last()
+                .is_none_or(|c| path_order(&c.first_path, first) == Ordering::Less);
             if !sorted || !is_sound_path(first) {
                 return Err(FormatError::BadField("order of paths"));
             }
-            chunks.push(ChunkRef { first_path: first.into(), count, place: Place::decode(&mut r, own)? });
+            chunks.push(ChunkRef {
+                first_path: first.into(),
+                count,
+                place: Place::decode(&mut r, own)?,
+            });
         }
         r.end()?;
         Ok(Self { chunks })
@@ -215,7 +240,10 @@ impl Root {
 #[doc(hidden)]
 pub fn decode_any(bytes: &[u8]) -> (bool, bool) {
     let own = PackId([0; 32]);
-    (Root::decode(bytes, &own).is_ok(), decode_chunk(bytes, bytes.len() / 16, &own).is_ok())
+    (
+        Root::decode(bytes, &own).is_ok(),
+        decode_chunk(bytes, bytes.len() / 16, &own).is_ok(),
+    )
 }
 
 #[derive(Debug, Clone)]
@@ -256,7 +284,13 @@ impl FileList {
             firsts.push(firsts.last().copied().unwrap_or(0) + u64::from(chunk.count));
         }
         let cache = Cache::with_weighter(64, budget, ByChunk);
-        Ok(Self { packs, place, chunks: root.chunks, firsts, cache })
+        Ok(Self {
+            packs,
+            place,
+            chunks: root.chunks,
+            firsts,
+            cache,
+        })
     }
 
     /// Number of entries.
@@ -312,12 +346,15 @@ impl FileList {
     /// # Errors
     /// As [`PackStore::read_place`].
     pub async fn position_behind(&self, path: &str) -> Result<u64> {
-        self.position_by(|p| path_order(p, path) == Ordering::Less || is_at_or_below(p, path)).await
+        self.position_by(|p| path_order(p, path) == Ordering::Less || is_at_or_below(p, path))
+            .await
     }
 
     async fn position_by(&self, before: impl Fn(&str) -> bool) -> Result<u64> {
         let next = self.chunks.partition_point(|c| before(&c.first_path));
-        let Some(i) = next.checked_sub(1) else { return Ok(0) };
+        let Some(i) = next.checked_sub(1) else {
+            return Ok(0);
+        };
         let chunk = self.chunk(i).await?;
         Ok(self.firsts[i] + chunk.partition_point(|e| before(&e.meta.path)) as u64)
     }
@@ -328,7 +365,11 @@ impl FileList {
     /// As [`PackStore::read_place`].
     pub async fn find(&self, path: &str) -> Result<Option<(u64, FileEntry)>> {
         let number = self.position(path).await?;
-        Ok(self.get(number).await?.filter(|e| e.meta.path == path).map(|e| (number, e)))
+        Ok(self
+            .get(number)
+            .await?
+            .filter(|e| e.meta.path == path)
+            .map(|e| (number, e)))
     }
 
     /// The next entry right in the directory `dir` ("" is the root) whose number is at least `from`, and its number.
@@ -337,11 +378,19 @@ impl FileList {
     /// # Errors
     /// As [`PackStore::read_place`].
     pub async fn next_child(&self, dir: &str, from: u64) -> Result<Option<(u64, FileEntry)>> {
-        let first = if dir.is_empty() { 0 } else { self.position(dir).await? + 1 };
+        let first = if dir.is_empty() {
+            0
+        } else {
+            self.position(dir).await? + 1
+        };
         let mut number = from.max(first);
         loop {
-            let Some(entry) = self.get(number).await? else { return Ok(None) };
-            let Some(rest) = below(&entry.meta.path, dir) else { return Ok(None) };
+            let Some(entry) = self.get(number).await? else {
+                return Ok(None);
+            };
+            let Some(rest) = below(&entry.meta.path, dir) else {
+                return Ok(None);
+            };
             match rest.split_once('/') {
                 None => return Ok(Some((number, entry))),
                 Some((sub, _)) => {
@@ -359,16 +408,25 @@ impl FileList {
 }
 
 fn is_at_or_below(path: &str, dir: &str) -> bool {
-    path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(dir)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// What of `path` stands behind the directory `dir`.
 fn below<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
-    if dir.is_empty() { Some(path) } else { path.strip_prefix(dir)?.strip_prefix('/') }
+    if dir.is_empty() {
+        Some(path)
+    } else {
+        path.strip_prefix(dir)?.strip_prefix('/')
+    }
 }
 
 fn bad_at(place: &Place, reason: FormatError) -> RepoError {
-    RepoError::DamagedBlock { pack: place.pack, slot: format!("at byte {}", place.offset), reason }
+    RepoError::DamagedBlock {
+        pack: place.pack,
+        slot: format!("at byte {}", place.offset),
+        reason,
+    }
 }
 
 /// Writes a list, sharing chunks with a parent's list where they are equal and `allowed` permits their packs.
@@ -406,7 +464,10 @@ pub(crate) async fn write_list(
     if let Some(old) = parent
         && let Some(place) = old.place.filter(|p| allowed(&p.pack))
         && chunks.len() == old.chunks.len()
-        && chunks.iter().zip(&old.chunks).all(|(new, old)| new.2 == Err(old.place))
+        && chunks
+            .iter()
+            .zip(&old.chunks)
+            .all(|(new, old)| new.2 == Err(old.place))
     {
         return Ok(RootPlace::Kept(place));
     }
@@ -418,7 +479,11 @@ pub(crate) async fn write_list(
             Ok(own) => sink.named_from(pack, own)?,
             Err(kept) => kept,
         };
-        root.chunks.push(ChunkRef { first_path, count, place });
+        root.chunks.push(ChunkRef {
+            first_path,
+            count,
+            place,
+        });
     }
     Ok(RootPlace::Own(sink.push(&root.encode())?))
 }

@@ -23,7 +23,10 @@ fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], BadId> {
     };
     let mut out = [0u8; N];
     for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = value(pair[0]).zip(value(pair[1])).map(|(hi, lo)| hi << 4 | lo).ok_or_else(bad)?;
+        *byte = value(pair[0])
+            .zip(value(pair[1]))
+            .map(|(hi, lo)| hi << 4 | lo)
+            .ok_or_else(bad)?;
     }
     Ok(out)
 }

@@ -75,7 +75,10 @@ impl ObjectKey {
 
     /// The name of the snapshot whose commit key this is.
     pub fn snapshot_name(&self) -> Option<SnapshotName> {
-        let name = self.0.strip_prefix("snapshots/")?.strip_suffix("/snapshot.json")?;
+        let name = self
+            .0
+            .strip_prefix("snapshots/")?
+            .strip_suffix("/snapshot.json")?;
         name.parse().ok()
     }
 }

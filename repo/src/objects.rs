@@ -38,7 +38,10 @@ pub struct Parameters {
 
 impl Default for Parameters {
     fn default() -> Self {
-        Self { pack_size: 16 << 20, compression_level: 1 }
+        Self {
+            pack_size: 16 << 20,
+            compression_level: 1,
+        }
     }
 }
 
@@ -202,7 +205,8 @@ pub trait JsonObject: Serialize + DeserializeOwned {
 
     /// The object under `key`.
     fn to_object(&self, key: &ObjectKey) -> Bytes {
-        let json = serde_json::to_vec_pretty(self).expect("the documents have string keys and no failing parts");
+        let json =
+            serde_json::to_vec_pretty(self).expect("the documents have string keys and no failing parts");
         envelope::encode(Self::KIND, key, &json)
     }
 
@@ -266,7 +270,10 @@ impl Committed {
                 Ok(Self::Snapshot(Box::new(doc)))
             }
             (ObjectKind::Tombstone, payload) => Ok(Self::Tombstone(TombstoneDoc::from_payload(&payload)?)),
-            (other, _) => Err(FormatError::WrongKind { expected: "snapshot", found: other.name().into() }),
+            (other, _) => Err(FormatError::WrongKind {
+                expected: "snapshot",
+                found: other.name().into(),
+            }),
         };
         read().map_err(RepoError::damaged(&key))
     }
@@ -297,7 +304,9 @@ impl CondemnedList {
             let payload = envelope::decode(ObjectKind::Condemned, key, object)?;
             let mut r = Reader::new(&payload);
             let n = r.count(PackId::LEN)?;
-            let packs = (0..n).map(|_| r.array().map(PackId)).collect::<Result<Vec<_>, _>>()?;
+            let packs = (0..n)
+                .map(|_| r.array().map(PackId))
+                .collect::<Result<Vec<_>, _>>()?;
             r.end()?;
             if !packs.is_sorted_by(|a, b| a < b) {
                 return Err(FormatError::BadField("order of packs"));

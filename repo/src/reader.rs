@@ -62,9 +62,14 @@ impl SnapshotReader {
     pub async fn open(repo: &Repository, doc: SnapshotDoc) -> Result<Self> {
         let mut replsets = Vec::new();
         for replset in &doc.replsets {
-            replsets.push(Arc::new(ReplsetReader::open(repo, &doc.name, replset.clone()).await?));
+            replsets.push(Arc::new(
+                ReplsetReader::open(repo, &doc.name, replset.clone()).await?,
+            ));
         }
-        Ok(Self { doc: Arc::new(doc), replsets })
+        Ok(Self {
+            doc: Arc::new(doc),
+            replsets,
+        })
     }
 
     /// What `snapshot.json` says.
@@ -88,7 +93,15 @@ impl ReplsetReader {
         };
         let (files, table) = explain(repo, snapshot, opened.await).await?;
         let maps = MapReader::new(packs.clone(), repo.cache());
-        Ok(Self { repo: repo.clone(), snapshot: snapshot.clone(), doc, packs, files, table, maps })
+        Ok(Self {
+            repo: repo.clone(),
+            snapshot: snapshot.clone(),
+            doc,
+            packs,
+            files,
+            table,
+            maps,
+        })
     }
 
     /// What `snapshot.json` says of it.
@@ -183,7 +196,9 @@ impl ReplsetReader {
         let mut out = vec![0u8; (range.end - range.start) as usize];
         for placed in self.extents(&entry.root, size, range.clone()).await? {
             for run in runs(&self.spans(&placed).await?) {
-                let blocks = self.fetch(run[0].pack, run[0].slot..run[run.len() - 1].slot + 1).await?;
+                let blocks = self
+                    .fetch(run[0].pack, run[0].slot..run[run.len() - 1].slot + 1)
+                    .await?;
                 for (span, block) in run.iter().zip(&blocks) {
                     let at = (span.offset - range.start) as usize;
                     let part = &block[span.from as usize..span.to as usize];
@@ -200,9 +215,22 @@ impl ReplsetReader {
 /// # Errors
 /// `DamagedEntry` if the run is not in the pack or is shorter than the extent says.
 pub fn spans_of(offset: u64, extent: &Extent, trailer: &Trailer) -> Result<Vec<BlockSpan>> {
-    let ExtentKind::Data { pack, first, count, skip } = extent.kind else { return Ok(Vec::new()) };
-    let bad = |field| RepoError::DamagedEntry { reason: FormatError::BadField(field) };
-    let run = trailer.slots().get(first as usize..first as usize + count as usize).ok_or(bad("slot count"))?;
+    let ExtentKind::Data {
+        pack,
+        first,
+        count,
+        skip,
+    } = extent.kind
+    else {
+        return Ok(Vec::new());
+    };
+    let bad = |field| RepoError::DamagedEntry {
+        reason: FormatError::BadField(field),
+    };
+    let run = trailer
+        .slots()
+        .get(first as usize..first as usize + count as usize)
+        .ok_or(bad("slot count"))?;
     let (mut before, mut left) = (skip, extent.len);
     let mut at = offset;
     let mut out = Vec::new();
@@ -214,7 +242,14 @@ pub fn spans_of(offset: u64, extent: &Extent, trailer: &Trailer) -> Result<Vec<B
         }
         let take = left.min(plain_len - before);
         let (from, to) = (before as u32, (before + take) as u32);
-        out.push(BlockSpan { pack, slot, offset: at, from, to, plain_len: info.plain_len });
+        out.push(BlockSpan {
+            pack,
+            slot,
+            offset: at,
+            from,
+            to,
+            plain_len: info.plain_len,
+        });
         at += take;
         left -= take;
         before = 0;

@@ -64,17 +64,26 @@ impl Relocation {
         let trailer_len = r.u32()? as usize;
         let trailer = Trailer::decode_of(id, r.bytes(trailer_len)?)?;
         let count = r.count(PackLoc::LEN)?;
-        let packs = (0..count).map(|_| PackLoc::decode(&mut r)).collect::<Result<Vec<_>, _>>()?;
+        let packs = (0..count)
+            .map(|_| PackLoc::decode(&mut r))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut targets = Vec::with_capacity(trailer.slots().len());
         for _ in 0..trailer.len() {
             targets.push(match r.varint32()? {
                 0 => None,
-                n if (n as usize) <= packs.len() => Some(Target { pack: n - 1, slot: Slot(r.varint32()?) }),
+                n if (n as usize) <= packs.len() => Some(Target {
+                    pack: n - 1,
+                    slot: Slot(r.varint32()?),
+                }),
                 _ => return Err(FormatError::BadField("target")),
             });
         }
         r.end()?;
-        Ok(Self { trailer, packs, targets })
+        Ok(Self {
+            trailer,
+            packs,
+            targets,
+        })
     }
 
     /// Where a slot is now.

@@ -24,7 +24,9 @@ pub struct Repository {
 
 impl std::fmt::Debug for Repository {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Repository").field("storage", &self.storage).finish_non_exhaustive()
+        f.debug_struct("Repository")
+            .field("storage", &self.storage)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,16 +100,26 @@ impl Repository {
         let key = ObjectKey::repository();
         let object = match storage.get(&key).await {
             Err(e) if e.is_not_found() => {
-                return Err(RepoError::NotARepository { address: storage.address() });
+                return Err(RepoError::NotARepository {
+                    address: storage.address(),
+                });
             }
             other => other?,
         };
         let config = match RepoConfig::from_object(&key, &object) {
-            Err(RepoError::Damaged { reason: FormatError::UnknownVersion(v), .. }) => {
+            Err(RepoError::Damaged {
+                reason: FormatError::UnknownVersion(v),
+                ..
+            }) => {
                 return Err(RepoError::UnknownVersion(v));
             }
-            Err(RepoError::Damaged { reason: FormatError::BadMagic, .. }) => {
-                return Err(RepoError::NotARepository { address: storage.address() });
+            Err(RepoError::Damaged {
+                reason: FormatError::BadMagic,
+                ..
+            }) => {
+                return Err(RepoError::NotARepository {
+                    address: storage.address(),
+                });
             }
             other => other?,
         };
@@ -127,7 +139,13 @@ impl Repository {
             return Err(RepoError::UnknownFeature(unknown.clone()));
         }
         let packs = Arc::new(PackStore::new(storage.clone(), cache / 2));
-        Ok(Self { storage, randomness, config: Arc::new(config), packs, cache: cache / 4 })
+        Ok(Self {
+            storage,
+            randomness,
+            config: Arc::new(config),
+            packs,
+            cache: cache / 4,
+        })
     }
 
     /// The storage under it.
@@ -271,7 +289,13 @@ impl Repository {
             Err(e) => return e,
         };
         // Names sort by time, so the longest common beginning is the nearest moment.
-        let common = |n: &SnapshotName| n.as_str().bytes().zip(asked.bytes()).take_while(|(a, b)| a == b).count();
+        let common = |n: &SnapshotName| {
+            n.as_str()
+                .bytes()
+                .zip(asked.bytes())
+                .take_while(|(a, b)| a == b)
+                .count()
+        };
         names.sort_by_key(|n| (std::cmp::Reverse(common(n)), std::cmp::Reverse(n.clone())));
         let mut nearest = Vec::new();
         for name in names {
@@ -282,7 +306,10 @@ impl Repository {
                 nearest.push(name);
             }
         }
-        RepoError::NoSuchSnapshot { asked: asked.into(), nearest }
+        RepoError::NoSuchSnapshot {
+            asked: asked.into(),
+            nearest,
+        }
     }
 }
 

@@ -53,7 +53,13 @@ impl Session {
         match read_allowed(repo).await {
             Ok(allowed) => {
                 let beats = tokio::spawn(beat(repo.storage().clone(), lease));
-                Ok(Self { repo: repo.clone(), name, lease, allowed: Arc::new(allowed), beats })
+                Ok(Self {
+                    repo: repo.clone(),
+                    name,
+                    lease,
+                    allowed: Arc::new(allowed),
+                    beats,
+                })
             }
             Err(e) => {
                 remove_lease(&**repo.storage(), &lease).await;
@@ -158,8 +164,11 @@ impl Session {
     /// Ends the attempts for certain: a tombstone of our own at the commit key, or what stands there already.
     async fn give_up(&self, storage: &dyn Storage) -> Option<Decided> {
         let key = ObjectKey::snapshot(&self.name);
-        let tombstone =
-            TombstoneDoc { why: "abandoned".into(), lease: Some(self.lease), at: jiff::Timestamp::now() };
+        let tombstone = TombstoneDoc {
+            why: "abandoned".into(),
+            lease: Some(self.lease),
+            at: jiff::Timestamp::now(),
+        };
         let tombstone = tombstone.to_object(&key);
         for attempt in 0..COMMIT_ATTEMPTS {
             match storage.put_if_absent(&key, tombstone.clone()).await {
@@ -192,13 +201,19 @@ fn unreadable_commit(key: &ObjectKey) -> RepoError {
 }
 
 /// Puts a lease whose commit key nobody has used and no other lease names.
-async fn take_lease(repo: &Repository, purpose: &str, now: jiff::Timestamp) -> Result<(LeaseId, SnapshotName)> {
+async fn take_lease(
+    repo: &Repository,
+    purpose: &str,
+    now: jiff::Timestamp,
+) -> Result<(LeaseId, SnapshotName)> {
     let storage = &**repo.storage();
     let mut moment = now;
     for _ in 0..NAME_ATTEMPTS {
         let name = SnapshotName::at(moment);
         let key = ObjectKey::snapshot(&name);
-        moment = moment.saturating_add(jiff::SignedDuration::from_secs(1)).unwrap_or(moment);
+        moment = moment
+            .saturating_add(jiff::SignedDuration::from_secs(1))
+            .unwrap_or(moment);
         match storage.head(&key).await {
             Ok(_) => continue,
             Err(e) if e.is_not_found() => {}
@@ -214,7 +229,9 @@ async fn take_lease(repo: &Repository, purpose: &str, now: jiff::Timestamp) -> R
         };
         let lease_key = ObjectKey::lease(&lease);
         // If this fails with an unknown outcome a lease without a writer may stay, which gc removes.
-        storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await?;
+        storage
+            .put_if_absent(&lease_key, doc.to_object(&lease_key))
+            .await?;
         match rivals(storage, &lease, &key).await {
             Ok(false) => return Ok((lease, name)),
             Ok(true) => remove_lease(storage, &lease).await,
@@ -224,7 +241,9 @@ async fn take_lease(repo: &Repository, purpose: &str, now: jiff::Timestamp) -> R
             }
         }
     }
-    Err(RepoError::SourceLost("every snapshot name of the next two minutes is taken".into()))
+    Err(RepoError::SourceLost(
+        "every snapshot name of the next two minutes is taken".into(),
+    ))
 }
 
 /// Whether another lease names the same commit key. Of two that see each other both give way.

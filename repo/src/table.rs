@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use crate::error::{FormatError, RepoError, Result};
 use crate::id::{PackId, PackNo};
-use crate::pack::{RootPlace, PackKind, PackLoc, PackSink, PackStore, Place};
+use crate::pack::{PackKind, PackLoc, PackSink, PackStore, Place, RootPlace};
 use crate::wire::{Reader, Writer};
 
 /// Packs in a full chunk: 21 KB, of which an increment rewrites the last one.
@@ -42,7 +42,12 @@ fn decode_chunk(bytes: &[u8], count: usize) -> Result<Vec<TableEntry>, FormatErr
         return Err(FormatError::BadField("pack table length"));
     }
     (0..count)
-        .map(|_| Ok(TableEntry { loc: PackLoc::decode(&mut r)?, kind: PackKind::from_byte(r.u8()?)? }))
+        .map(|_| {
+            Ok(TableEntry {
+                loc: PackLoc::decode(&mut r)?,
+                kind: PackKind::from_byte(r.u8()?)?,
+            })
+        })
         .collect()
 }
 
@@ -71,7 +76,9 @@ impl Root {
         for _ in 0..n {
             let count = r.varint32()?;
             let max = crate::pack::MAX_BLOCK / ENTRY_LEN;
-            sum = sum.checked_add(count).ok_or(FormatError::BadField("pack count"))?;
+            sum = sum
+                .checked_add(count)
+                .ok_or(FormatError::BadField("pack count"))?;
             if count == 0 || count as usize > max {
                 return Err(FormatError::BadField("pack count"));
             }
@@ -85,7 +92,10 @@ impl Root {
 /// Checks arbitrary bytes as a table's root and as a chunk; for tests of the decoders.
 #[doc(hidden)]
 pub fn decode_any(bytes: &[u8]) -> (bool, bool) {
-    (Root::decode(bytes, &PackId([0; 32])).is_ok(), decode_chunk(bytes, bytes.len() / ENTRY_LEN).is_ok())
+    (
+        Root::decode(bytes, &PackId([0; 32])).is_ok(),
+        decode_chunk(bytes, bytes.len() / ENTRY_LEN).is_ok(),
+    )
 }
 
 /// Reads a table; chunks are fetched when a number of theirs is first asked for.
@@ -116,7 +126,11 @@ impl PackTable {
             first += count;
         }
         // A sentinel would be another kind of element; the end is kept as a chunk-less first number.
-        Ok(Self { packs, place, chunks: with_end(chunks, first) })
+        Ok(Self {
+            packs,
+            place,
+            chunks: with_end(chunks, first),
+        })
     }
 
     /// Number of packs.
@@ -146,11 +160,15 @@ impl PackTable {
     pub async fn get(&self, number: PackNo) -> Result<TableEntry> {
         let i = self.chunks.partition_point(|c| c.0 <= number.0);
         if number.0 >= self.len() {
-            return Err(RepoError::DamagedEntry { reason: FormatError::BadField("pack number") });
+            return Err(RepoError::DamagedEntry {
+                reason: FormatError::BadField("pack number"),
+            });
         }
         let chunk = self.chunk(i - 1).await?;
         let at = (number.0 - self.chunks[i - 1].0) as usize;
-        chunk.get(at).copied().ok_or(RepoError::DamagedEntry { reason: FormatError::BadField("pack number") })
+        chunk.get(at).copied().ok_or(RepoError::DamagedEntry {
+            reason: FormatError::BadField("pack number"),
+        })
     }
 
     /// Every pack in order of numbers.
@@ -168,11 +186,17 @@ impl PackTable {
     /// Packs in which the table itself lies.
     pub fn own_packs(&self) -> impl Iterator<Item = PackId> + '_ {
         let chunks = self.chunks.len().saturating_sub(1);
-        self.place.iter().map(|p| p.pack).chain(self.chunks[..chunks].iter().map(|c| c.1.pack))
+        self.place
+            .iter()
+            .map(|p| p.pack)
+            .chain(self.chunks[..chunks].iter().map(|c| c.1.pack))
     }
 
     fn stored_chunks(&self) -> Vec<(u32, Place)> {
-        self.chunks.windows(2).map(|pair| (pair[1].0 - pair[0].0, pair[0].1)).collect()
+        self.chunks
+            .windows(2)
+            .map(|pair| (pair[1].0 - pair[0].0, pair[0].1))
+            .collect()
     }
 }
 
@@ -213,7 +237,11 @@ impl TableBuilder {
     /// As [`PackStore::read_place`].
     pub async fn inherit(table: &PackTable) -> Result<Self> {
         let entries = table.all().await?;
-        let numbers = entries.iter().zip(0..).map(|(e, n)| (e.loc.id, PackNo(n))).collect();
+        let numbers = entries
+            .iter()
+            .zip(0..)
+            .map(|(e, n)| (e.loc.id, PackNo(n)))
+            .collect();
         Ok(Self {
             inherited_len: entries.len(),
             entries: entries.into_iter().map(Some).collect(),
@@ -260,7 +288,11 @@ impl TableBuilder {
     ///
     /// # Errors
     /// The storage's; `Poisoned` if a reserved number was never set.
-    pub(crate) async fn write(self, sink: &mut PackSink, allowed: impl Fn(&PackId) -> bool) -> Result<RootPlace> {
+    pub(crate) async fn write(
+        self,
+        sink: &mut PackSink,
+        allowed: impl Fn(&PackId) -> bool,
+    ) -> Result<RootPlace> {
         let entries: Option<Vec<TableEntry>> = self.entries.into_iter().collect();
         let entries = entries.ok_or_else(|| RepoError::Poisoned("a pack was never sealed".into()))?;
         let mut kept = Vec::new();
@@ -274,7 +306,10 @@ impl TableBuilder {
             kept.push((*count, *place));
             covered += *count as usize;
         }
-        if let Some(place) = self.place.filter(|p| covered == entries.len() && allowed(&p.pack)) {
+        if let Some(place) = self
+            .place
+            .filter(|p| covered == entries.len() && allowed(&p.pack))
+        {
             return Ok(RootPlace::Kept(place));
         }
         if entries.is_empty() {
@@ -284,7 +319,9 @@ impl TableBuilder {
         for chunk in entries[covered..].chunks(CHUNK) {
             own.push((chunk.len() as u32, sink.add(&encode_chunk(chunk)).await?));
         }
-        let pack = sink.reserve((kept.len() + own.len()) * (Place::LEN + 3) + 10).await?;
+        let pack = sink
+            .reserve((kept.len() + own.len()) * (Place::LEN + 3) + 10)
+            .await?;
         let mut root = Root { chunks: kept };
         for (count, place) in own {
             root.chunks.push((count, sink.named_from(pack, place)?));
@@ -292,4 +329,3 @@ impl TableBuilder {
         Ok(RootPlace::Own(sink.push(&root.encode())?))
     }
 }
-

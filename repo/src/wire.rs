@@ -14,7 +14,9 @@ pub struct Writer {
 impl Writer {
     /// An empty buffer with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { buf: Vec::with_capacity(capacity) }
+        Self {
+            buf: Vec::with_capacity(capacity),
+        }
     }
 
     /// Bytes written so far.
@@ -127,7 +129,8 @@ impl<'a> Reader<'a> {
 
     /// Three bytes.
     pub fn u24(&mut self) -> Result<u32, FormatError> {
-        self.array::<3>().map(|[a, b, c]| u32::from_le_bytes([a, b, c, 0]))
+        self.array::<3>()
+            .map(|[a, b, c]| u32::from_le_bytes([a, b, c, 0]))
     }
 
     /// Four bytes.
@@ -186,6 +189,10 @@ impl<'a> Reader<'a> {
 
     /// Succeeds only if everything was read.
     pub fn end(self) -> Result<(), FormatError> {
-        if self.left.is_empty() { Ok(()) } else { Err(FormatError::TrailingBytes) }
+        if self.left.is_empty() {
+            Ok(())
+        } else {
+            Err(FormatError::TrailingBytes)
+        }
     }
 }

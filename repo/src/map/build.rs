@@ -2,7 +2,9 @@
 
 use crate::error::{RepoError, Result};
 use crate::map::extent::{Extent, push};
-use crate::map::node::{CHILD_COST, Child, INLINE_MAX, LeafEncoder, MAX_NODE, MapRoot, encode_inner, encode_leaf};
+use crate::map::node::{
+    CHILD_COST, Child, INLINE_MAX, LeafEncoder, MAX_NODE, MapRoot, encode_inner, encode_leaf,
+};
 use crate::pack::{OwnPlace, PackSink, Place};
 
 /// Sizes of nodes. They are the writer's choice and no part of the format.
@@ -18,7 +20,10 @@ impl Default for MapParams {
     /// A scattered change rewrites one leaf and its path, so small nodes keep increments small, and every level
     /// costs a reader a request. `benches/local.sh` prints the bytes a change for other sizes.
     fn default() -> Self {
-        Self { leaf: 512, inner: 1024 }
+        Self {
+            leaf: 512,
+            inner: 1024,
+        }
     }
 }
 
@@ -119,7 +124,7 @@ impl MapWriter {
         Ok(())
     }
 
-    async fn finish_growing(&mut self, mut tree: Growing) -> Result<PendingRoot> {
+    async fn finish_growing(&mut self, tree: Growing) -> Result<PendingRoot> {
         if tree.levels.is_empty() {
             return self.root_of_extents(&tree.extents).await;
         }
@@ -153,7 +158,11 @@ impl MapWriter {
     }
 
     /// The root above nodes of `level`.
-    pub(crate) async fn root_of_children(&mut self, mut level: u8, mut children: Vec<NewChild>) -> Result<PendingRoot> {
+    pub(crate) async fn root_of_children(
+        &mut self,
+        mut level: u8,
+        mut children: Vec<NewChild>,
+    ) -> Result<PendingRoot> {
         while children.len() > 1 {
             level += 1;
             children = self.write_inners(level, &children).await?;
@@ -168,7 +177,10 @@ impl MapWriter {
     async fn write_leaf(&mut self, extents: &[Extent]) -> Result<NewChild> {
         let bytes = encode_leaf(extents);
         let own = self.sink.add(&bytes).await?;
-        Ok(NewChild { span: super::extent::total(extents), ptr: Ptr::Own(own) })
+        Ok(NewChild {
+            span: super::extent::total(extents),
+            ptr: Ptr::Own(own),
+        })
     }
 
     /// Leaves of about equal length; one if they fit.
@@ -220,11 +232,17 @@ impl MapWriter {
                     Ptr::Stored(place) => place,
                     Ptr::Own(own) => self.sink.named_from(pack, own)?,
                 };
-                Ok(Child { span: child.span, place })
+                Ok(Child {
+                    span: child.span,
+                    place,
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         let own = self.sink.push(&encode_inner(level, &named))?;
-        Ok(NewChild { span: children.iter().map(|c| c.span).sum(), ptr: Ptr::Own(own) })
+        Ok(NewChild {
+            span: children.iter().map(|c| c.span).sum(),
+            ptr: Ptr::Own(own),
+        })
     }
 
     /// The final root; the sink must have been flushed.
@@ -234,7 +252,10 @@ impl MapWriter {
     pub fn resolve(&self, root: &PendingRoot) -> Result<MapRoot> {
         Ok(match &root.0 {
             Pending::Ready(root) => root.clone(),
-            Pending::Own(own, level) => MapRoot::Node { place: self.sink.place(*own)?, level: *level },
+            Pending::Own(own, level) => MapRoot::Node {
+                place: self.sink.place(*own)?,
+                level: *level,
+            },
         })
     }
 }
@@ -249,13 +270,23 @@ impl PendingRoot {
 /// Cuts items, of which `ends` tells the summed length behind each, into groups: one if all fit one and a half
 /// times `target`, else as many as give `target` each, evenly filled.
 fn split_evenly(ends: &[usize], target: usize) -> Vec<std::ops::Range<usize>> {
-    let Some(&total) = ends.last() else { return Vec::new() };
-    let groups = if total <= target + target / 2 { 1 } else { total.div_ceil(target) };
+    let Some(&total) = ends.last() else {
+        return Vec::new();
+    };
+    let groups = if total <= target + target / 2 {
+        1
+    } else {
+        total.div_ceil(target)
+    };
     let mut out = Vec::with_capacity(groups);
     let mut from = 0;
     for group in 1..=groups {
         let limit = total * group / groups;
-        let to = if group == groups { ends.len() } else { ends.partition_point(|end| *end <= limit) };
+        let to = if group == groups {
+            ends.len()
+        } else {
+            ends.partition_point(|end| *end <= limit)
+        };
         if to > from {
             out.push(from..to);
             from = to;

@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::error::Result;
 use crate::id::PackId;
 use crate::map::build::{MapWriter, NewChild, PendingRoot, Ptr};
-use crate::map::extent::{Extent, push, push_range, total};
+use crate::map::extent::{Extent, PlacedExtent, push, push_range, total};
 use crate::map::node::{Child, MapRoot, Node};
 use crate::map::read::MapReader;
 use crate::pack::Place;
@@ -13,16 +13,71 @@ use crate::pack::Place;
 /// New contents of a stretch of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edit {
-    /// First byte.
-    pub start: u64,
-    /// What is there now, without gaps.
-    pub extents: Vec<Extent>,
+    start: u64,
+    end: u64,
+    extents: Vec<PlacedExtent>,
 }
 
 impl Edit {
+    /// Nothing yet, from byte `start` on.
+    pub fn at(start: u64) -> Self {
+        Self {
+            start,
+            end: start,
+            extents: Vec::new(),
+        }
+    }
+
+    /// These extents, one behind the other, from byte `start` on.
+    pub fn new(start: u64, extents: impl IntoIterator<Item = Extent>) -> Self {
+        let mut edit = Self::at(start);
+        extents.into_iter().for_each(|e| edit.push(e));
+        edit
+    }
+
+    /// Appends an extent.
+    pub fn push(&mut self, extent: Extent) {
+        self.extents.push(PlacedExtent {
+            offset: self.end,
+            extent,
+        });
+        self.end += extent.len;
+    }
+
+    /// Appends a whole block or a hole: as part of the run before it, if it is the run's next slot. All of this
+    /// edit's runs must be whole blocks.
+    pub fn push_block(&mut self, extent: Extent) {
+        if let Some(last) = self.extents.last_mut()
+            && let Some(longer) = last.extent.with_next_block(&extent)
+        {
+            last.extent = longer;
+            self.end += extent.len;
+            return;
+        }
+        self.push(extent);
+    }
+
+    /// First byte.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
     /// Behind the last byte.
     pub fn end(&self) -> u64 {
-        self.start + total(&self.extents)
+        self.end
+    }
+
+    /// What is there now, without gaps.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.extents.iter().map(|p| p.extent)
+    }
+
+    /// Appends what lies in `from..to` to `out`.
+    fn copy(&self, from: u64, to: u64, out: &mut Vec<Extent>) {
+        let first = self.extents.partition_point(|p| p.offset + p.extent.len <= from);
+        for placed in self.extents[first..].iter().take_while(|p| p.offset < to) {
+            push_range(out, &[placed.extent], placed.offset, from, to);
+        }
     }
 }
 
@@ -83,7 +138,7 @@ impl Change<'_> {
             keep(&mut out, at, edit.start.max(at));
             let from = edit.start.max(at);
             let to = edit.end().min(end);
-            push_range(&mut out, &edit.extents, edit.start, from, to);
+            edit.copy(from, to, &mut out);
             at = to.max(at);
         }
         keep(&mut out, at, end);
@@ -110,7 +165,12 @@ impl MapWriter {
         if edits.is_empty() && old_len == new_len {
             return Ok(unchanged());
         }
-        let change = Change { reader, edits, old_len, new_len };
+        let change = Change {
+            reader,
+            edits,
+            old_len,
+            new_len,
+        };
         let old = match root {
             MapRoot::Empty => Vec::new(),
             MapRoot::Inline(bytes) => match Node::decode(bytes, &PackId([0; 32])) {
@@ -118,7 +178,13 @@ impl MapWriter {
                 _ => reader.all(root, old_len).await?,
             },
             MapRoot::Node { place, level } => {
-                let spot = Spot { place: *place, level: *level, start: 0, span: old_len, last: true };
+                let spot = Spot {
+                    place: *place,
+                    level: *level,
+                    start: 0,
+                    span: old_len,
+                    last: true,
+                };
                 return match self.rewrite(&change, spot).await? {
                     Rewritten::Unchanged => Ok(unchanged()),
                     Rewritten::Leaf(extents) => self.root_of_extents(&extents).await,
@@ -127,7 +193,11 @@ impl MapWriter {
             }
         };
         let new = change.splice(&old, 0, new_len);
-        if new == old { Ok(unchanged()) } else { self.root_of_extents(&new).await }
+        if new == old {
+            Ok(unchanged())
+        } else {
+            self.root_of_extents(&new).await
+        }
     }
 
     fn rewrite<'a>(&'a mut self, change: &'a Change<'a>, spot: Spot) -> BoxFuture<'a, Result<Rewritten>> {
@@ -135,9 +205,17 @@ impl MapWriter {
             let node = change.reader.node(&spot.place, spot.level, spot.span).await?;
             match &*node {
                 Node::Leaf(old) => {
-                    let end = if spot.last { u64::MAX } else { spot.start + spot.span };
+                    let end = if spot.last {
+                        u64::MAX
+                    } else {
+                        spot.start + spot.span
+                    };
                     let new = change.splice(old, spot.start, end);
-                    Ok(if new == *old { Rewritten::Unchanged } else { Rewritten::Leaf(new) })
+                    Ok(if new == *old {
+                        Rewritten::Unchanged
+                    } else {
+                        Rewritten::Leaf(new)
+                    })
                 }
                 Node::Inner { level, children } => self.rewrite_inner(change, spot, *level, children).await,
             }
@@ -163,8 +241,13 @@ impl MapWriter {
                 changed = true;
                 continue;
             }
-            let below =
-                Spot { place: child.place, level: level - 1, start, span: child.span, last };
+            let below = Spot {
+                place: child.place,
+                level: level - 1,
+                start,
+                span: child.span,
+                last,
+            };
             let rewritten = if change.touches(start, at, last) {
                 self.rewrite(change, below).await?
             } else {
@@ -178,7 +261,10 @@ impl MapWriter {
                         continue;
                     }
                     pending.write(self, level, &mut out).await?;
-                    out.push(NewChild { span: child.span, ptr: Ptr::Stored(child.place) });
+                    out.push(NewChild {
+                        span: child.span,
+                        ptr: Ptr::Stored(child.place),
+                    });
                 }
                 Rewritten::Leaf(extents) => {
                     changed = true;
@@ -195,7 +281,10 @@ impl MapWriter {
         }
         // A small remainder at the end is taken together with its left neighbour.
         if pending.is_small()
-            && let Some(NewChild { span, ptr: Ptr::Stored(place) }) = out.last().copied()
+            && let Some(NewChild {
+                span,
+                ptr: Ptr::Stored(place),
+            }) = out.last().copied()
         {
             out.pop();
             let mut left = Pending::new(level);
@@ -222,11 +311,19 @@ const SMALL: usize = 5;
 
 impl Pending {
     fn new(parent_level: u8) -> Self {
-        Self { of_leaves: parent_level == 1, extents: Vec::new(), children: Vec::new() }
+        Self {
+            of_leaves: parent_level == 1,
+            extents: Vec::new(),
+            children: Vec::new(),
+        }
     }
 
     fn is_small(&self) -> bool {
-        let n = if self.of_leaves { self.extents.len() } else { self.children.len() };
+        let n = if self.of_leaves {
+            self.extents.len()
+        } else {
+            self.children.len()
+        };
         n > 0 && n < SMALL
     }
 
@@ -237,19 +334,29 @@ impl Pending {
     fn append_node(&mut self, node: &Node) {
         match node {
             Node::Leaf(extents) => extents.iter().for_each(|e| self.push_extent(*e)),
-            Node::Inner { children, .. } => self
-                .children
-                .extend(children.iter().map(|c| NewChild { span: c.span, ptr: Ptr::Stored(c.place) })),
+            Node::Inner { children, .. } => self.children.extend(children.iter().map(|c| NewChild {
+                span: c.span,
+                ptr: Ptr::Stored(c.place),
+            })),
         }
     }
 
     /// Writes nodes one level below `parent_level` and empties itself.
-    async fn write(&mut self, writer: &mut MapWriter, parent_level: u8, out: &mut Vec<NewChild>) -> Result<()> {
+    async fn write(
+        &mut self,
+        writer: &mut MapWriter,
+        parent_level: u8,
+        out: &mut Vec<NewChild>,
+    ) -> Result<()> {
         if !self.extents.is_empty() {
             out.extend(writer.write_leaves(&std::mem::take(&mut self.extents)).await?);
         }
         if !self.children.is_empty() {
-            out.extend(writer.write_inners(parent_level - 1, &std::mem::take(&mut self.children)).await?);
+            out.extend(
+                writer
+                    .write_inners(parent_level - 1, &std::mem::take(&mut self.children))
+                    .await?,
+            );
         }
         Ok(())
     }

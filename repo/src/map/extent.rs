@@ -44,24 +44,75 @@ pub struct PlacedExtent {
 impl Extent {
     /// A hole of `len` bytes.
     pub fn hole(len: u64) -> Self {
-        Self { len, kind: ExtentKind::Hole }
+        Self {
+            len,
+            kind: ExtentKind::Hole,
+        }
     }
 
     /// The first `len` bytes of a whole run.
     pub fn data(len: u64, pack: PackNo, first: u32, count: u32) -> Self {
-        Self { len, kind: ExtentKind::Data { pack, first, count, skip: 0 } }
+        Self {
+            len,
+            kind: ExtentKind::Data {
+                pack,
+                first,
+                count,
+                skip: 0,
+            },
+        }
     }
 
     /// The bytes from `from` to `to`, counted from the extent's begin; `from < to <= len`.
     pub fn part(&self, from: u64, to: u64) -> Self {
         debug_assert!(from < to && to <= self.len);
         let kind = match self.kind {
-            ExtentKind::Data { pack, first, count, skip } => {
-                ExtentKind::Data { pack, first, count, skip: skip + from }
-            }
+            ExtentKind::Data {
+                pack,
+                first,
+                count,
+                skip,
+            } => ExtentKind::Data {
+                pack,
+                first,
+                count,
+                skip: skip + from,
+            },
             other => other,
         };
         Self { len: to - from, kind }
+    }
+
+    /// This run of whole blocks and `next`, which is a whole block, as one run: if that is the next slot. Holes are
+    /// put together, too.
+    pub fn with_next_block(&self, next: &Self) -> Option<Self> {
+        let kind = match (self.kind, next.kind) {
+            (ExtentKind::Hole, ExtentKind::Hole) => ExtentKind::Hole,
+            (
+                ExtentKind::Data {
+                    pack,
+                    first,
+                    count,
+                    skip: 0,
+                },
+                ExtentKind::Data {
+                    pack: p,
+                    first: f,
+                    count: c,
+                    skip: 0,
+                },
+            ) if pack == p && first + count == f => ExtentKind::Data {
+                pack,
+                first,
+                count: count + c,
+                skip: 0,
+            },
+            _ => return None,
+        };
+        Some(Self {
+            len: self.len + next.len,
+            kind,
+        })
     }
 
     /// Both as one, if `next` goes on where this one ends in the same run, or both hold nothing.
@@ -69,12 +120,25 @@ impl Extent {
         let one = match (self.kind, next.kind) {
             (ExtentKind::Hole, ExtentKind::Hole) | (ExtentKind::Elided, ExtentKind::Elided) => true,
             (
-                ExtentKind::Data { pack, first, count, skip },
-                ExtentKind::Data { pack: p, first: f, count: c, skip: s },
+                ExtentKind::Data {
+                    pack,
+                    first,
+                    count,
+                    skip,
+                },
+                ExtentKind::Data {
+                    pack: p,
+                    first: f,
+                    count: c,
+                    skip: s,
+                },
             ) => (pack, first, count, skip + self.len) == (p, f, c, s),
             _ => false,
         };
-        one.then(|| Self { len: self.len + next.len, kind: self.kind })
+        one.then(|| Self {
+            len: self.len + next.len,
+            kind: self.kind,
+        })
     }
 }
 
@@ -108,7 +172,10 @@ pub fn slice(list: &[Extent], start: u64, from: u64, to: u64) -> Vec<PlacedExten
         if end > from {
             let (lo, hi) = (from.max(at), to.min(end));
             if lo < hi {
-                out.push(PlacedExtent { offset: lo, extent: extent.part(lo - at, hi - at) });
+                out.push(PlacedExtent {
+                    offset: lo,
+                    extent: extent.part(lo - at, hi - at),
+                });
             }
         }
         at = end;

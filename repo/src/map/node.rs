@@ -117,10 +117,16 @@ impl LeafEncoder {
         self.count += 1;
         match extent.kind {
             ExtentKind::Hole | ExtentKind::Elided => {
-                self.body.u8(if extent.kind == ExtentKind::Hole { 1 } else { 2 } | pages);
+                self.body
+                    .u8(if extent.kind == ExtentKind::Hole { 1 } else { 2 } | pages);
                 self.body.varint(len);
             }
-            ExtentKind::Data { pack, first, count, skip } => {
+            ExtentKind::Data {
+                pack,
+                first,
+                count,
+                skip,
+            } => {
                 let same = pack.0 == self.pack;
                 let next = same && first == self.next_slot;
                 let flag = |on: bool, bit: u8| if on { bit } else { 0 };
@@ -175,23 +181,41 @@ fn decode_leaf(bytes: &[u8]) -> Result<Vec<Extent>, FormatError> {
     for _ in 0..count {
         let tag = r.u8()?;
         let raw_len = r.varint()?;
-        let len = if tag & PAGES != 0 { raw_len.checked_mul(PAGE) } else { Some(raw_len) };
+        let len = if tag & PAGES != 0 {
+            raw_len.checked_mul(PAGE)
+        } else {
+            Some(raw_len)
+        };
         let len = len.filter(|l| *l > 0).ok_or(bad("extent length"))?;
         let kind = match tag & KIND_MASK {
             0 if tag & 0x80 == 0 => {
                 let pack = if tag & SAME_PACK != 0 {
                     last_pack
                 } else {
-                    let pack = i64::from(last_pack).checked_add(r.zigzag()?).ok_or(bad("pack number"))?;
+                    let pack = i64::from(last_pack)
+                        .checked_add(r.zigzag()?)
+                        .ok_or(bad("pack number"))?;
                     u32::try_from(pack).map_err(|_| bad("pack number"))?
                 };
-                let first = if tag & NEXT_SLOT != 0 { next_slot } else { r.varint32()? };
+                let first = if tag & NEXT_SLOT != 0 {
+                    next_slot
+                } else {
+                    r.varint32()?
+                };
                 let count = if tag & ONE_SLOT != 0 { 1 } else { r.varint32()? };
                 let skip = if tag & HAS_SKIP != 0 { r.varint()? } else { 0 };
-                let end = first.checked_add(count).filter(|_| count > 0).ok_or(bad("slot count"))?;
+                let end = first
+                    .checked_add(count)
+                    .filter(|_| count > 0)
+                    .ok_or(bad("slot count"))?;
                 skip.checked_add(len).ok_or(bad("skip"))?;
                 (last_pack, next_slot) = (pack, end);
-                ExtentKind::Data { pack: PackNo(pack), first, count, skip }
+                ExtentKind::Data {
+                    pack: PackNo(pack),
+                    first,
+                    count,
+                    skip,
+                }
             }
             1 if tag & !(KIND_MASK | PAGES) == 0 => ExtentKind::Hole,
             2 if tag & !(KIND_MASK | PAGES) == 0 => ExtentKind::Elided,
@@ -245,7 +269,9 @@ fn decode_inner(bytes: &[u8], own: &PackId) -> Result<Node, FormatError> {
         return Err(bad("level"));
     }
     let pack_count = r.count(PackId::LEN)?;
-    let packs = (0..pack_count).map(|_| r.array().map(PackId)).collect::<Result<Vec<_>, _>>()?;
+    let packs = (0..pack_count)
+        .map(|_| r.array().map(PackId))
+        .collect::<Result<Vec<_>, _>>()?;
     let count = r.count(4 + BlockId::LEN)?;
     let mut children = Vec::with_capacity(count);
     for _ in 0..count {
@@ -254,7 +280,12 @@ fn decode_inner(bytes: &[u8], own: &PackId) -> Result<Node, FormatError> {
             0 => *own,
             n => *packs.get(n as usize - 1).ok_or(bad("pack index"))?,
         };
-        let place = Place { pack, offset: r.varint32()?, len: r.varint32()?, id: BlockId(r.array()?) };
+        let place = Place {
+            pack,
+            offset: r.varint32()?,
+            len: r.varint32()?,
+            id: BlockId(r.array()?),
+        };
         if span == 0 {
             return Err(bad("span"));
         }

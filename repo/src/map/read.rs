@@ -35,7 +35,10 @@ pub struct MapReader {
 impl MapReader {
     /// Reads nodes from `packs` and keeps up to `budget` bytes of them.
     pub fn new(packs: Arc<PackStore>, budget: u64) -> Self {
-        Self { packs, nodes: Cache::with_weighter((budget / 2000).max(64) as usize, budget, ByNode) }
+        Self {
+            packs,
+            nodes: Cache::with_weighter((budget / 2000).max(64) as usize, budget, ByNode),
+        }
     }
 
     /// The node at a place, which must have this level and cover this many bytes.
@@ -116,7 +119,8 @@ impl MapReader {
                             break;
                         }
                         if end > range.start {
-                            self.collect(child.place, level - 1, at, child.span, range.clone(), out).await?;
+                            self.collect(child.place, level - 1, at, child.span, range.clone(), out)
+                                .await?;
                         }
                         at = end;
                     }

@@ -69,7 +69,10 @@ impl BlockInfo {
             return Err(FormatError::BadField("plain length"));
         }
         let raw = self.codec == Codec::Raw;
-        if self.stored_len == 0 || self.stored_len > self.plain_len || raw && self.stored_len != self.plain_len {
+        if self.stored_len == 0
+            || self.stored_len > self.plain_len
+            || raw && self.stored_len != self.plain_len
+        {
             return Err(FormatError::BadField("stored length"));
         }
         Ok(self)
@@ -99,7 +102,13 @@ impl BlockInfo {
         }
         let plain_len = r.u24()?;
         let stored_len = r.u24()?;
-        Self { id: BlockId(r.array()?), plain_len, stored_len, codec }.validate()
+        Self {
+            id: BlockId(r.array()?),
+            plain_len,
+            stored_len,
+            codec,
+        }
+        .validate()
     }
 }
 
@@ -112,12 +121,17 @@ impl Encoder {
     /// An encoder at a zstd level (1 is the repository's default: level 3 gains under 1 % on WiredTiger files for
     /// 1.6 times the CPU, `CHUNKING.md` §3).
     pub fn new(level: i32) -> io::Result<Self> {
-        Ok(Self { zstd: zstd::bulk::Compressor::new(level)? })
+        Ok(Self {
+            zstd: zstd::bulk::Compressor::new(level)?,
+        })
     }
 
     /// Appends header and stored bytes of `plain` to `out`. Raw when compression does not shrink it.
     pub fn append(&mut self, id: BlockId, plain: &[u8], out: &mut Vec<u8>) -> io::Result<BlockInfo> {
-        assert!(!plain.is_empty() && plain.len() <= MAX_BLOCK, "a cutter never makes an empty or a huge block");
+        assert!(
+            !plain.is_empty() && plain.len() <= MAX_BLOCK,
+            "a cutter never makes an empty or a huge block"
+        );
         let start = out.len();
         let body = start + BLOCK_HEADER_LEN;
         // Room for one byte less than plain: a frame that does not fit does not shrink the block.
@@ -131,7 +145,12 @@ impl Encoder {
             }
         };
         out.truncate(body + stored_len);
-        let info = BlockInfo { id, plain_len: plain.len() as u32, stored_len: stored_len as u32, codec };
+        let info = BlockInfo {
+            id,
+            plain_len: plain.len() as u32,
+            stored_len: stored_len as u32,
+            codec,
+        };
         out[start..body].copy_from_slice(&info.encode_header());
         Ok(info)
     }

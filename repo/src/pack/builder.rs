@@ -8,7 +8,8 @@ use crate::key::ObjectKey;
 use crate::pack::block::BlockInfo;
 use crate::pack::store::PackLoc;
 use crate::pack::trailer::{
-    FOOTER_LEN, MAX_SLOTS, Owner, PackKind, TRAILER_FIXED_LEN, TRAILER_SLOT_LEN, Trailer, encode_footer, pack_id,
+    FOOTER_LEN, MAX_SLOTS, Owner, PackKind, TRAILER_FIXED_LEN, TRAILER_SLOT_LEN, Trailer, encode_footer,
+    pack_id,
 };
 
 /// Length of a pack's envelope: its key has always the same length.
@@ -39,7 +40,12 @@ impl PackBuilder {
     pub fn new(kind: PackKind, owner: Owner, mut buf: Vec<u8>) -> Self {
         buf.clear();
         buf.resize(PACK_ENVELOPE_LEN, 0);
-        Self { kind, owner, slots: Vec::new(), buf }
+        Self {
+            kind,
+            owner,
+            slots: Vec::new(),
+            buf,
+        }
     }
 
     /// Bytes of the later object so far, trailer included.
@@ -95,7 +101,11 @@ impl SealedPack {
 /// Writes trailer, footer and envelope around the blocks that lie in `buf`.
 fn finish(trailer: Trailer, mut buf: Vec<u8>) -> SealedPack {
     let bytes = trailer.encode();
-    let loc = PackLoc { id: pack_id(&bytes), trailer_offset: trailer.end(), trailer_len: bytes.len() as u32 };
+    let loc = PackLoc {
+        id: pack_id(&bytes),
+        trailer_offset: trailer.end(),
+        trailer_len: bytes.len() as u32,
+    };
     buf.truncate(trailer.end() as usize);
     buf.extend_from_slice(&bytes);
     buf.extend_from_slice(&encode_footer(loc.trailer_len));
@@ -106,5 +116,9 @@ fn finish(trailer: Trailer, mut buf: Vec<u8>) -> SealedPack {
     let payload_len = (buf.len() - PACK_ENVELOPE_LEN) as u64;
     let header = encode_header(kind, &ObjectKey::pack(&loc.id), payload_len, &bytes);
     buf[..PACK_ENVELOPE_LEN].copy_from_slice(&header);
-    SealedPack { loc, trailer, object: buf.into() }
+    SealedPack {
+        loc,
+        trailer,
+        object: buf.into(),
+    }
 }

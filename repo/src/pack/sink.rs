@@ -24,11 +24,18 @@ const MAP_PACK_LEN: usize = 16 << 20;
 ///
 /// # Errors
 /// The storage's, if it says that nothing was stored, or after five unknown outcomes.
-pub async fn put_pack(storage: &dyn Storage, randomness: &dyn Randomness, pack: PackBuilder) -> Result<SealedPack> {
+pub async fn put_pack(
+    storage: &dyn Storage,
+    randomness: &dyn Randomness,
+    pack: PackBuilder,
+) -> Result<SealedPack> {
     let mut sealed = pack.seal(Nonce(draw16(randomness)));
     let mut attempt = 1;
     loop {
-        match storage.put_once(&ObjectKey::pack(&sealed.loc.id), sealed.object.clone()).await {
+        match storage
+            .put_once(&ObjectKey::pack(&sealed.loc.id), sealed.object.clone())
+            .await
+        {
             Ok(()) => return Ok(sealed),
             Err(e) if e.outcome_unknown() && attempt < PUT_ATTEMPTS => {
                 tracing::warn!("{e}; the pack is put again under a new id");
@@ -110,7 +117,9 @@ impl PackSink {
     /// Number of the pack that the next block will be in; makes room for `max_len` plain bytes first. A block that
     /// is encoded after this may name this pack as its own.
     pub(crate) async fn reserve(&mut self, max_len: usize) -> Result<usize> {
-        if !self.current.is_empty() && (!self.current.has_room() || self.current.len() + max_len > MAP_PACK_LEN) {
+        if !self.current.is_empty()
+            && (!self.current.has_room() || self.current.len() + max_len > MAP_PACK_LEN)
+        {
             self.flush().await?;
         }
         Ok(self.sealed.len())
@@ -121,7 +130,10 @@ impl PackSink {
         if plain.len() > MAX_BLOCK {
             return Err(RepoError::BadInput {
                 path: "the file list".into(),
-                reason: format!("its root would have {} bytes, and a block has at most {MAX_BLOCK}", plain.len()),
+                reason: format!(
+                    "its root would have {} bytes, and a block has at most {MAX_BLOCK}",
+                    plain.len()
+                ),
             });
         }
         let id = BlockId::of(plain);
@@ -132,7 +144,12 @@ impl PackSink {
             .map_err(|e| RepoError::Poisoned(format!("compression failed: {e}")))?;
         let (_, offset) = self.current.push(info, &self.scratch);
         self.blocks += 1;
-        Ok(OwnPlace { pack: self.sealed.len(), offset, len: self.scratch.len() as u32, id })
+        Ok(OwnPlace {
+            pack: self.sealed.len(),
+            offset,
+            len: self.scratch.len() as u32,
+            id,
+        })
     }
 
     /// Adds a block that names no pack of this sink.
@@ -162,15 +179,27 @@ impl PackSink {
     /// The place of a block as a block in the pack `from` names it, which may be the same pack.
     pub(crate) fn named_from(&self, from: usize, own: OwnPlace) -> Result<Place> {
         if own.pack == from {
-            return Ok(Place { pack: OWN_PACK, offset: own.offset, len: own.len, id: own.id });
+            return Ok(Place {
+                pack: OWN_PACK,
+                offset: own.offset,
+                len: own.len,
+                id: own.id,
+            });
         }
         self.place(own)
     }
 
     /// The final place of a block whose pack was put.
     pub(crate) fn place(&self, own: OwnPlace) -> Result<Place> {
-        let pack = self.pack(own.pack).ok_or_else(|| RepoError::Poisoned("a map pack was not put".into()))?;
-        Ok(Place { pack: pack.id, offset: own.offset, len: own.len, id: own.id })
+        let pack = self
+            .pack(own.pack)
+            .ok_or_else(|| RepoError::Poisoned("a map pack was not put".into()))?;
+        Ok(Place {
+            pack: pack.id,
+            offset: own.offset,
+            len: own.len,
+            id: own.id,
+        })
     }
 }
 

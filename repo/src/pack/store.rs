@@ -40,7 +40,11 @@ impl PackLoc {
     }
 
     pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
-        Ok(Self { id: PackId(r.array()?), trailer_offset: r.u32()?, trailer_len: r.u32()? })
+        Ok(Self {
+            id: PackId(r.array()?),
+            trailer_offset: r.u32()?,
+            trailer_len: r.u32()?,
+        })
     }
 
     /// Length of the whole object.
@@ -77,7 +81,12 @@ impl Place {
     pub(crate) fn decode(r: &mut Reader<'_>, own: &PackId) -> Result<Self, FormatError> {
         let pack = PackId(r.array()?);
         let pack = if pack == OWN_PACK { *own } else { pack };
-        Ok(Self { pack, offset: r.u32()?, len: r.u32()?, id: BlockId(r.array()?) })
+        Ok(Self {
+            pack,
+            offset: r.u32()?,
+            len: r.u32()?,
+            id: BlockId(r.array()?),
+        })
     }
 }
 
@@ -174,13 +183,19 @@ impl PackStore {
             .await
             .map_err(|e| truncated(&key, e))?;
         let footer = tail.len().checked_sub(FOOTER_LEN).ok_or(FormatError::TooShort);
-        let len = footer.and_then(|at| decode_footer(&tail[at..])).map_err(RepoError::damaged(&key))?;
+        let len = footer
+            .and_then(|at| decode_footer(&tail[at..]))
+            .map_err(RepoError::damaged(&key))?;
         let offset = size
             .checked_sub(FOOTER_LEN as u64 + u64::from(len))
             .and_then(|offset| u32::try_from(offset).ok())
             .ok_or(FormatError::BadField("trailer length"))
             .map_err(RepoError::damaged(&key))?;
-        let loc = PackLoc { id: *id, trailer_offset: offset, trailer_len: len };
+        let loc = PackLoc {
+            id: *id,
+            trailer_offset: offset,
+            trailer_len: len,
+        };
         if let Some(found) = self.trailers.get(id) {
             return Ok((loc, found));
         }
@@ -205,7 +220,11 @@ impl PackStore {
         }
         let key = ObjectKey::relocation(id);
         let object = match self.storage.get(&key).await {
-            Err(e) if e.is_not_found() => return Err(RepoError::Missing { key: ObjectKey::pack(id) }),
+            Err(e) if e.is_not_found() => {
+                return Err(RepoError::Missing {
+                    key: ObjectKey::pack(id),
+                });
+            }
             other => other?,
         };
         let relocation = Arc::new(Relocation::decode(id, &object).map_err(RepoError::damaged(&key))?);
@@ -222,17 +241,30 @@ impl PackStore {
         self.read_slots_hop(*pack, slots, 0).await
     }
 
-    fn read_slots_hop(&self, pack: PackLoc, slots: Range<u32>, hop: usize) -> BoxFuture<'_, Result<Vec<Bytes>>> {
+    fn read_slots_hop(
+        &self,
+        pack: PackLoc,
+        slots: Range<u32>,
+        hop: usize,
+    ) -> BoxFuture<'_, Result<Vec<Bytes>>> {
         Box::pin(async move {
             if slots.is_empty() {
                 return Ok(Vec::new());
             }
             let key = ObjectKey::pack(&pack.id);
             let trailer = self.trailer(&pack).await?;
-            let ends = trailer.offset(Slot(slots.start)).zip(trailer.offset(Slot(slots.end)));
-            let (from, to) = ends.ok_or(FormatError::BadField("slot")).map_err(RepoError::damaged(&key))?;
+            let ends = trailer
+                .offset(Slot(slots.start))
+                .zip(trailer.offset(Slot(slots.end)));
+            let (from, to) = ends
+                .ok_or(FormatError::BadField("slot"))
+                .map_err(RepoError::damaged(&key))?;
             if self.relocations.get(&pack.id).is_none() {
-                match self.storage.get_range(&key, from.into(), (to - from).into()).await {
+                match self
+                    .storage
+                    .get_range(&key, from.into(), (to - from).into())
+                    .await
+                {
                     Err(e) if e.is_not_found() => {}
                     other => {
                         let run = other.map_err(|e| truncated(&key, e))?;
@@ -253,7 +285,10 @@ impl PackStore {
     ) -> Result<Vec<Bytes>> {
         let key = ObjectKey::relocation(id);
         if hop == MAX_HOPS {
-            return Err(RepoError::Damaged { key, reason: FormatError::BadField("target") });
+            return Err(RepoError::Damaged {
+                key,
+                reason: FormatError::BadField("target"),
+            });
         }
         let relocation = self.relocation(id).await?;
         let mut out = Vec::with_capacity(slots.len());
@@ -270,11 +305,15 @@ impl PackStore {
             {
                 run += 1;
             }
-            let blocks = self.read_slots_hop(*target, first.0..first.0 + run, hop + 1).await?;
+            let blocks = self
+                .read_slots_hop(*target, first.0..first.0 + run, hop + 1)
+                .await?;
             for (slot, block) in (at..at + run).zip(blocks) {
                 let expected = trailer.slot(Slot(slot)).map(|info| info.id);
                 if expected != Some(BlockId::of(&block)) {
-                    return Err(damaged_block(id, slot.to_string())(FormatError::BadField("relocated block")));
+                    return Err(damaged_block(id, slot.to_string())(FormatError::BadField(
+                        "relocated block",
+                    )));
                 }
                 out.push(block);
             }
@@ -290,7 +329,11 @@ impl PackStore {
     pub async fn read_place(&self, place: &Place) -> Result<Bytes> {
         let key = ObjectKey::pack(&place.pack);
         if self.relocations.get(&place.pack).is_none() {
-            match self.storage.get_range(&key, place.offset.into(), place.len.into()).await {
+            match self
+                .storage
+                .get_range(&key, place.offset.into(), place.len.into())
+                .await
+            {
                 Err(e) if e.is_not_found() => {}
                 other => {
                     let packed = other.map_err(|e| truncated(&key, e))?;
@@ -305,11 +348,14 @@ impl PackStore {
             .slot_at(place.offset)
             .ok_or(FormatError::BadField("place"))
             .map_err(RepoError::damaged(&ObjectKey::relocation(&place.pack)))?;
-        let blocks =
-            self.read_relocated(&place.pack, &relocation.trailer, slot.0..slot.0 + 1, 0).await?;
+        let blocks = self
+            .read_relocated(&place.pack, &relocation.trailer, slot.0..slot.0 + 1, 0)
+            .await?;
         match blocks.into_iter().next() {
             Some(block) if BlockId::of(&block) == place.id => Ok(block),
-            _ => Err(damaged_block(&place.pack, slot.to_string())(FormatError::WrongId(place.id.to_string()))),
+            _ => Err(damaged_block(&place.pack, slot.to_string())(
+                FormatError::WrongId(place.id.to_string()),
+            )),
         }
     }
 }
@@ -340,9 +386,10 @@ fn damaged_block(pack: &PackId, slot: String) -> impl FnOnce(FormatError) -> Rep
 /// An object that is shorter than it should be is damaged.
 fn truncated(key: &ObjectKey, e: StorageError) -> RepoError {
     match e {
-        StorageError::OutOfRange { .. } => {
-            RepoError::Damaged { key: key.clone(), reason: FormatError::TooShort }
-        }
+        StorageError::OutOfRange { .. } => RepoError::Damaged {
+            key: key.clone(),
+            reason: FormatError::TooShort,
+        },
         other => other.into(),
     }
 }

@@ -93,7 +93,14 @@ impl Trailer {
             at += slot.packed_len();
         }
         offsets.push(u32::try_from(at).map_err(|_| FormatError::BadField("pack length"))?);
-        Ok(Self { kind, owner, nonce, first_block, slots, offsets })
+        Ok(Self {
+            kind,
+            owner,
+            nonce,
+            first_block,
+            slots,
+            offsets,
+        })
     }
 
     /// Number of slots.
@@ -203,7 +210,15 @@ impl Trailer {
             if flags != 0 {
                 return Err(FormatError::UnknownFlags(flags.into()));
             }
-            slots.push(BlockInfo { id, plain_len, stored_len, codec }.validate()?);
+            slots.push(
+                BlockInfo {
+                    id,
+                    plain_len,
+                    stored_len,
+                    codec,
+                }
+                .validate()?,
+            );
         }
         r.end()?;
         Self::new(kind, owner, nonce, first_block, slots)

@@ -83,14 +83,20 @@ pub struct FaultyStorage {
 
 impl fmt::Debug for FaultyStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FaultyStorage").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("FaultyStorage")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }
 
 impl FaultyStorage {
     /// Passes calls to `inner` as `plan` says.
     pub fn new(inner: Arc<dyn Storage>, plan: FaultPlan) -> Self {
-        Self { inner, plan, calls: AtomicU64::new(0) }
+        Self {
+            inner,
+            plan,
+            calls: AtomicU64::new(0),
+        }
     }
 
     /// Number of calls so far.
@@ -120,9 +126,17 @@ impl FaultyStorage {
         fault: Fault,
         call: impl Future<Output = Result<T, StorageError>> + Send,
     ) -> Result<T, StorageError> {
-        let failed = || StorageError::Failed { op: op.name(), key: key.into(), reason: "injected fault".into() };
+        let failed = || StorageError::Failed {
+            op: op.name(),
+            key: key.into(),
+            reason: "injected fault".into(),
+        };
         let unknown = || match ObjectKey::parse(key) {
-            Some(key) if op.changes() => StorageError::Unknown { op: op.name(), key, reason: "injected fault".into() },
+            Some(key) if op.changes() => StorageError::Unknown {
+                op: op.name(),
+                key,
+                reason: "injected fault".into(),
+            },
             _ => failed(),
         };
         match fault {
@@ -136,7 +150,10 @@ impl FaultyStorage {
             Fault::DoneButUnknown => call.await.and_then(|_| Err(unknown())),
             Fault::DoneButFailed => call.await.and_then(|_| Err(failed())),
             Fault::NoSpace => match ObjectKey::parse(key) {
-                Some(key) => Err(StorageError::NoSpace { key, place: self.address() }),
+                Some(key) => Err(StorageError::NoSpace {
+                    key,
+                    place: self.address(),
+                }),
                 None => Err(failed()),
             },
             Fault::Hang => std::future::pending().await,
@@ -168,15 +185,22 @@ impl Storage for FaultyStorage {
     }
 
     async fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes, StorageError> {
-        self.read(Op::GetRange, key, self.inner.get_range(key, offset, len)).await
+        self.read(Op::GetRange, key, self.inner.get_range(key, offset, len))
+            .await
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, object: Bytes) -> Result<PutOutcome, StorageError> {
-        self.run(Op::PutIfAbsent, key.as_str(), self.inner.put_if_absent(key, object)).await
+        self.run(
+            Op::PutIfAbsent,
+            key.as_str(),
+            self.inner.put_if_absent(key, object),
+        )
+        .await
     }
 
     async fn put_once(&self, key: &ObjectKey, object: Bytes) -> Result<(), StorageError> {
-        self.run(Op::PutOnce, key.as_str(), self.inner.put_once(key, object)).await
+        self.run(Op::PutOnce, key.as_str(), self.inner.put_once(key, object))
+            .await
     }
 
     async fn put(&self, key: &ObjectKey, object: Bytes) -> Result<(), StorageError> {

@@ -48,13 +48,21 @@ impl LocalStorage {
     fn error(&self, op: &'static str, key: &str, e: &io::Error) -> StorageError {
         match (e.kind(), ObjectKey::parse(key)) {
             (io::ErrorKind::NotFound, Some(key)) => StorageError::NotFound(key),
-            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(key)) => {
-                StorageError::NoSpace { key, place: self.address() }
-            }
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(key)) => StorageError::NoSpace {
+                key,
+                place: self.address(),
+            },
             (io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem, _) => {
-                StorageError::Permission { op, key: format!("{}/{key}", self.root.display()) }
+                StorageError::Permission {
+                    op,
+                    key: format!("{}/{key}", self.root.display()),
+                }
             }
-            _ => StorageError::Failed { op, key: key.into(), reason: e.to_string() },
+            _ => StorageError::Failed {
+                op,
+                key: key.into(),
+                reason: e.to_string(),
+            },
         }
     }
 
@@ -111,8 +119,7 @@ impl LocalStorage {
     }
 
     fn create_now(&self, key: &ObjectKey, object: &[u8]) -> Result<PutOutcome, StorageError> {
-        let (temp, path, dir) =
-            self.prepare(key, object).map_err(|e| self.write_error(key, &e))?;
+        let (temp, path, dir) = self.prepare(key, object).map_err(|e| self.write_error(key, &e))?;
         match fs::hard_link(&temp.path, &path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -128,8 +135,7 @@ impl LocalStorage {
     }
 
     fn replace_now(&self, key: &ObjectKey, object: &[u8]) -> Result<(), StorageError> {
-        let (temp, path, dir) =
-            self.prepare(key, object).map_err(|e| self.write_error(key, &e))?;
+        let (temp, path, dir) = self.prepare(key, object).map_err(|e| self.write_error(key, &e))?;
         fs::rename(&temp.path, &path).map_err(|e| self.write_error(key, &e))?;
         sync_dir(&dir).map_err(|e| unknown(key, &e))
     }
@@ -137,16 +143,22 @@ impl LocalStorage {
     /// A write never means "not found": a parent that vanished is a failure.
     fn write_error(&self, key: &ObjectKey, e: &io::Error) -> StorageError {
         match self.error("write", key.as_str(), e) {
-            StorageError::NotFound(_) => {
-                StorageError::Failed { op: "write", key: key.as_str().into(), reason: e.to_string() }
-            }
+            StorageError::NotFound(_) => StorageError::Failed {
+                op: "write",
+                key: key.as_str().into(),
+                reason: e.to_string(),
+            },
             other => other,
         }
     }
 
     fn read_range_now(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes, StorageError> {
         let fail = |e: io::Error| self.error("read", key.as_str(), &e);
-        let out_of_range = || StorageError::OutOfRange { key: key.clone(), offset, len };
+        let out_of_range = || StorageError::OutOfRange {
+            key: key.clone(),
+            offset,
+            len,
+        };
         let file = File::open(self.path(key)).map_err(fail)?;
         let size = file.metadata().map_err(fail)?.len();
         if offset.checked_add(len).is_none_or(|end| end > size) {
@@ -163,10 +175,14 @@ impl LocalStorage {
     fn list_now(&self, prefix: &str, from: Option<&str>) -> Result<Page, StorageError> {
         let mut objects = Vec::new();
         let dir = prefix.rsplit_once('/').map_or("", |(dir, _)| dir);
-        self.walk(dir, prefix, from, &mut objects).map_err(|e| self.error("list", prefix, &e))?;
+        self.walk(dir, prefix, from, &mut objects)
+            .map_err(|e| self.error("list", prefix, &e))?;
         let more = objects.len() > PAGE;
         objects.truncate(PAGE);
-        let next = objects.last().filter(|_| more).map(|o: &Listed| o.key.as_str().to_owned());
+        let next = objects
+            .last()
+            .filter(|_| more)
+            .map(|o: &Listed| o.key.as_str().to_owned());
         Ok(Page { objects, next })
     }
 
@@ -174,15 +190,23 @@ impl LocalStorage {
     fn walk(&self, dir: &str, prefix: &str, from: Option<&str>, out: &mut Vec<Listed>) -> io::Result<()> {
         let entries = match fs::read_dir(self.root.join(dir)) {
             Ok(entries) => entries,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
             Err(e) => return Err(e),
         };
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry?;
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                continue;
+            };
             let is_dir = entry.file_type()?.is_dir();
-            let key = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+            let key = if dir.is_empty() {
+                name
+            } else {
+                format!("{dir}/{name}")
+            };
             if dir.is_empty() && key == TMP {
                 continue;
             }
@@ -200,9 +224,14 @@ impl LocalStorage {
                     self.walk(&key[..key.len() - 1], prefix, from, out)?;
                 }
             } else if key.starts_with(prefix) && from.is_none_or(|from| key.as_str() > from) {
-                let Some(parsed) = ObjectKey::parse(&key) else { continue };
+                let Some(parsed) = ObjectKey::parse(&key) else {
+                    continue;
+                };
                 match fs::metadata(self.root.join(&key)) {
-                    Ok(meta) => out.push(Listed { key: parsed, size: meta.len() }),
+                    Ok(meta) => out.push(Listed {
+                        key: parsed,
+                        size: meta.len(),
+                    }),
                     // Deleted since the directory was read.
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                     Err(e) => return Err(e),
@@ -215,7 +244,9 @@ impl LocalStorage {
     /// Removes temporary files that a crash left behind: old ones whose writer's lock is gone. Best effort; returns
     /// how many were removed.
     pub fn sweep(&self) -> usize {
-        let Ok(entries) = fs::read_dir(self.root.join(TMP)) else { return 0 };
+        let Ok(entries) = fs::read_dir(self.root.join(TMP)) else {
+            return 0;
+        };
         let mut removed = 0;
         for path in entries.flatten().map(|e| e.path()) {
             let old = fs::metadata(&path)
@@ -236,12 +267,22 @@ impl LocalStorage {
         call: impl FnOnce(&Self) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || call(&this)).await.unwrap_or_else(|e| {
-            Err(match ObjectKey::parse(key) {
-                Some(key) if op == "write" => StorageError::Unknown { op, key, reason: e.to_string() },
-                _ => StorageError::Failed { op, key: key.into(), reason: e.to_string() },
+        tokio::task::spawn_blocking(move || call(&this))
+            .await
+            .unwrap_or_else(|e| {
+                Err(match ObjectKey::parse(key) {
+                    Some(key) if op == "write" => StorageError::Unknown {
+                        op,
+                        key,
+                        reason: e.to_string(),
+                    },
+                    _ => StorageError::Failed {
+                        op,
+                        key: key.into(),
+                        reason: e.to_string(),
+                    },
+                })
             })
-        })
     }
 }
 
@@ -258,12 +299,20 @@ impl Drop for TempFile {
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
     File::open(dir)?.sync_all()
 }
 
 fn unknown(key: &ObjectKey, e: &io::Error) -> StorageError {
-    StorageError::Unknown { op: "write", key: key.clone(), reason: e.to_string() }
+    StorageError::Unknown {
+        op: "write",
+        key: key.clone(),
+        reason: e.to_string(),
+    }
 }
 
 #[async_trait]
@@ -271,19 +320,23 @@ impl Storage for LocalStorage {
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, StorageError> {
         let k = key.clone();
         self.blocking("read", key.as_str(), move |s| {
-            fs::read(s.path(&k)).map(Bytes::from).map_err(|e| s.error("read", k.as_str(), &e))
+            fs::read(s.path(&k))
+                .map(Bytes::from)
+                .map_err(|e| s.error("read", k.as_str(), &e))
         })
         .await
     }
 
     async fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes, StorageError> {
         let k = key.clone();
-        self.blocking("read", key.as_str(), move |s| s.read_range_now(&k, offset, len)).await
+        self.blocking("read", key.as_str(), move |s| s.read_range_now(&k, offset, len))
+            .await
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, object: Bytes) -> Result<PutOutcome, StorageError> {
         let k = key.clone();
-        self.blocking("write", key.as_str(), move |s| s.create_now(&k, &object)).await
+        self.blocking("write", key.as_str(), move |s| s.create_now(&k, &object))
+            .await
     }
 
     async fn put_once(&self, key: &ObjectKey, object: Bytes) -> Result<(), StorageError> {
@@ -295,12 +348,14 @@ impl Storage for LocalStorage {
 
     async fn put(&self, key: &ObjectKey, object: Bytes) -> Result<(), StorageError> {
         let k = key.clone();
-        self.blocking("write", key.as_str(), move |s| s.replace_now(&k, &object)).await
+        self.blocking("write", key.as_str(), move |s| s.replace_now(&k, &object))
+            .await
     }
 
     async fn list(&self, prefix: &str, from: Option<String>) -> Result<Page, StorageError> {
         let p = prefix.to_owned();
-        self.blocking("list", prefix, move |s| s.list_now(&p, from.as_deref())).await
+        self.blocking("list", prefix, move |s| s.list_now(&p, from.as_deref()))
+            .await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StorageError> {
@@ -320,7 +375,9 @@ impl Storage for LocalStorage {
     async fn head(&self, key: &ObjectKey) -> Result<u64, StorageError> {
         let k = key.clone();
         self.blocking("look at", key.as_str(), move |s| {
-            fs::metadata(s.path(&k)).map(|m| m.len()).map_err(|e| s.error("look at", k.as_str(), &e))
+            fs::metadata(s.path(&k))
+                .map(|m| m.len())
+                .map_err(|e| s.error("look at", k.as_str(), &e))
         })
         .await
     }

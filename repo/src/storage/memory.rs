@@ -26,7 +26,10 @@ impl Default for MemoryStorage {
 impl MemoryStorage {
     /// A storage whose listings have at most `page` objects a page (at least 1).
     pub fn with_page(page: usize) -> Self {
-        Self { objects: Mutex::default(), page: page.max(1) }
+        Self {
+            objects: Mutex::default(),
+            page: page.max(1),
+        }
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
@@ -55,14 +58,21 @@ impl MemoryStorage {
 #[async_trait]
 impl Storage for MemoryStorage {
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, StorageError> {
-        self.objects().get(key.as_str()).cloned().ok_or_else(|| StorageError::NotFound(key.clone()))
+        self.objects()
+            .get(key.as_str())
+            .cloned()
+            .ok_or_else(|| StorageError::NotFound(key.clone()))
     }
 
     async fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes, StorageError> {
         let object = self.get(key).await?;
         match offset.checked_add(len) {
             Some(end) if end <= object.len() as u64 => Ok(object.slice(offset as usize..end as usize)),
-            _ => Err(StorageError::OutOfRange { key: key.clone(), offset, len }),
+            _ => Err(StorageError::OutOfRange {
+                key: key.clone(),
+                offset,
+                len,
+            }),
         }
     }
 
@@ -97,7 +107,10 @@ impl Storage for MemoryStorage {
             .range::<str, _>((start, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
             .filter_map(|(key, object)| {
-                Some(Listed { key: ObjectKey::parse(key)?, size: object.len() as u64 })
+                Some(Listed {
+                    key: ObjectKey::parse(key)?,
+                    size: object.len() as u64,
+                })
             });
         let page: Vec<_> = found.by_ref().take(self.page).collect();
         let next = match (found.next(), page.last()) {

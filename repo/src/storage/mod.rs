@@ -184,13 +184,17 @@ pub fn local_path(address: &str) -> Result<std::path::PathBuf, StorageError> {
         if path.starts_with('/') {
             return Ok(path.into());
         }
-        return Err(StorageError::BadAddress(format!("\"{address}\" has no absolute path; write file:///path")));
+        return Err(StorageError::BadAddress(format!(
+            "\"{address}\" has no absolute path; write file:///path"
+        )));
     }
     match address.split_once("://") {
         Some((scheme, _)) => Err(StorageError::BadAddress(format!(
             "this pbm-fs has no storage \"{scheme}\"; give a path or file:///path as repository"
         ))),
-        None if address.is_empty() => Err(StorageError::BadAddress("the repository's address is empty".into())),
+        None if address.is_empty() => Err(StorageError::BadAddress(
+            "the repository's address is empty".into(),
+        )),
         None => Ok(address.into()),
     }
 }

@@ -1,0 +1,264 @@
+//! Files in memory, and their backup into a repository.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use pbmfs_repo::files::{FileKind, FileMeta, path_order};
+use pbmfs_repo::index::MemoryIndex;
+use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, NoProgress, ingest};
+use pbmfs_repo::map::MapParams;
+use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
+use pbmfs_repo::storage::Storage;
+use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+
+/// splitmix64: good enough for data, and the same everywhere.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    pub fn bytes(&mut self, n: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(n + 8);
+        while out.len() < n {
+            out.extend_from_slice(&self.next().to_le_bytes());
+        }
+        out.truncate(n);
+        out
+    }
+}
+
+/// A tree of files; a directory has no bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Files(pub BTreeMap<String, Option<Vec<u8>>>, pub i64);
+
+impl Files {
+    pub fn total(&self) -> u64 {
+        self.0.values().flatten().map(|b| b.len() as u64).sum()
+    }
+
+    pub fn touch_all(&mut self) {
+        self.1 += 1;
+    }
+
+    pub fn metas(&self) -> Vec<FileMeta> {
+        let mut out: Vec<_> = self
+            .0
+            .iter()
+            .map(|(path, bytes)| FileMeta {
+                path: path.clone(),
+                kind: if bytes.is_some() {
+                    FileKind::Regular
+                } else {
+                    FileKind::Directory
+                },
+                mode: 0o640,
+                uid: 3,
+                gid: 4,
+                mtime: (self.1, 5),
+                size: bytes.as_ref().map_or(0, |b| b.len() as u64),
+            })
+            .collect();
+        out.sort_by(|a, b| path_order(&a.path, &b.path));
+        out
+    }
+
+    /// Overwrites, cuts, grows, adds and removes files.
+    pub fn mutate(&mut self, seed: u64) {
+        let mut dice = Dice(seed);
+        let names: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(_, b)| b.is_some())
+            .map(|(p, _)| p.clone())
+            .collect();
+        for _ in 0..6 {
+            let name = &names[dice.below(names.len() as u64) as usize];
+            let Some(Some(bytes)) = self.0.get_mut(name) else {
+                continue;
+            };
+            let at = dice.below(bytes.len() as u64 + 1) as usize;
+            let n = dice.below(300_000) as usize;
+            match dice.below(6) {
+                0 => bytes.truncate(at),
+                1 => bytes.extend(dice.bytes(n)),
+                2 => bytes.extend(vec![0; n]),
+                3 => {
+                    let end = (at + n).min(bytes.len());
+                    bytes[at..end].fill(0);
+                }
+                _ => {
+                    let end = (at + n).min(bytes.len());
+                    let new = dice.bytes(end - at);
+                    bytes[at..end].copy_from_slice(&new);
+                }
+            }
+        }
+        let n = dice.below(200_000) as usize;
+        self.0.insert(format!("new-{seed}.wt"), Some(dice.bytes(n)));
+        if dice.below(3) == 0 {
+            let name = &names[dice.below(names.len() as u64) as usize];
+            self.0.remove(name);
+        }
+    }
+}
+
+pub fn sample_files(seed: u64) -> Files {
+    let mut dice = Dice(seed);
+    let mut files = Files::default();
+    files.0.insert("empty".into(), Some(Vec::new()));
+    files.0.insert("journal".into(), None);
+    files.0.insert("db".into(), None);
+    files.0.insert("db/a.wt".into(), Some(dice.bytes(3_000_001)));
+    files.0.insert("db.x".into(), Some(dice.bytes(1)));
+    files
+        .0
+        .insert("collection-1.wt".into(), Some(dice.bytes(5 << 20)));
+    files.0.insert("zeros".into(), Some(vec![0; 700_000]));
+    files
+        .0
+        .insert("text".into(), Some(b"the quick brown fox ".repeat(100_000)));
+    let mut mixed = dice.bytes(200_000);
+    mixed.extend(vec![0; 900_000]);
+    mixed.extend(dice.bytes(65_536 * 3));
+    files.0.insert("mixed.wt".into(), Some(mixed));
+    for i in 0..300 {
+        let n = dice.below(9000) as usize;
+        files.0.insert(format!("small/{i:04}.wt"), Some(dice.bytes(n)));
+    }
+    files.0.insert("small".into(), None);
+    files
+}
+
+struct Memory(Files);
+
+impl Input for Memory {
+    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn Read + Send>> {
+        let bytes = self
+            .0
+            .0
+            .get(&file.path)
+            .cloned()
+            .flatten()
+            .ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(io::Cursor::new(bytes)))
+    }
+
+    fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {
+        Box::new(FixedCutter)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+pub const OPTIONS: IngestOptions = IngestOptions {
+    memory: 64 << 20,
+    threads: 2,
+    pack_size: 1 << 20,
+    level: 1,
+    map: MapParams {
+        leaf: 128,
+        inner: 256,
+    },
+};
+
+pub async fn new_repo(storage: Arc<dyn Storage>) -> Repository {
+    Repository::init(
+        storage,
+        Parameters {
+            pack_size: 1 << 20,
+            compression_level: 1,
+        },
+    )
+    .await
+    .unwrap()
+}
+
+pub async fn backup(
+    repo: &Repository,
+    files: &Files,
+    parent: Option<&SnapshotDoc>,
+) -> Result<SnapshotDoc, RepoError> {
+    let session = Session::begin(repo, "backup", jiff::Timestamp::now()).await?;
+    match store(repo, &session, files, parent).await {
+        Ok(doc) => session.commit(&doc).await.map(|()| doc),
+        Err(e) => {
+            session.abandon().await;
+            Err(e)
+        }
+    }
+}
+
+async fn store(
+    repo: &Repository,
+    session: &Session,
+    files: &Files,
+    parent: Option<&SnapshotDoc>,
+) -> Result<SnapshotDoc, RepoError> {
+    let parent = match parent {
+        Some(doc) => Some(SnapshotReader::open(repo, doc.clone()).await?.replsets()[0].clone()),
+        None => None,
+    };
+    let job = Job {
+        input: Arc::new(Memory(files.clone())),
+        files: files.metas(),
+        parent,
+        known: Arc::new(MemoryIndex::load(session).await?),
+        options: OPTIONS,
+        progress: Arc::new(NoProgress),
+        cancel: Cancel::default(),
+    };
+    let done = ingest(session, job).await?;
+    Ok(SnapshotDoc {
+        name: session.name().clone(),
+        lease: session.lease(),
+        cluster: ClusterRef {
+            name: "test".into(),
+            id: None,
+        },
+        backup_type: "physical".into(),
+        tool: "test".into(),
+        started: jiff::Timestamp::UNIX_EPOCH,
+        finished: jiff::Timestamp::UNIX_EPOCH,
+        stats: done.stats,
+        replsets: vec![ReplsetDoc {
+            name: "rs".into(),
+            file_list: done.file_list,
+            pack_table: done.pack_table,
+            chain_head: None,
+            node: serde_json::Value::Null,
+        }],
+    })
+}
+
+/// Opens the repository anew, so that nothing comes from a cache, and compares every file.
+pub async fn assert_same(repo: &Repository, doc: &SnapshotDoc, files: &Files) {
+    let fresh = Repository::open(repo.storage().clone(), 8 << 20).await.unwrap();
+    let doc = fresh.snapshot(&doc.name).await.unwrap();
+    let reader = SnapshotReader::open(&fresh, doc).await.unwrap();
+    let rs = &reader.replsets()[0];
+    let metas = files.metas();
+    assert_eq!(rs.files().len(), metas.len() as u64);
+    for (i, meta) in metas.iter().enumerate() {
+        let entry = rs.files().get(i as u64).await.unwrap().unwrap();
+        assert_eq!(entry.meta, *meta);
+        assert_eq!(rs.files().find(&meta.path).await.unwrap().unwrap().0, i as u64);
+        if let Some(bytes) = &files.0[&meta.path] {
+            let read = rs.read(&entry, 0, u64::MAX).await.unwrap();
+            assert!(read == *bytes, "{} differs", meta.path);
+        }
+    }
+}
