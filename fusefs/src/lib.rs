@@ -27,7 +27,7 @@ pub mod session;
 mod snapshot_tree;
 pub mod tree;
 
-pub use error::{FsError, MountError, MountErrorKind};
+pub use error::{Damage, FsError, MountError, MountErrorKind};
 pub use fs::{Fs, FsConfig};
 pub use mounts::{Umounted, clear_stale, umount};
 pub use point::MountPoint;

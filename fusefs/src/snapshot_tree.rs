@@ -271,7 +271,10 @@ impl Tree for SnapshotTree {
         }
         let (set, dir) = self.list_path(place).await?;
         // Stored paths are UTF-8, so another name is not there.
-        let name = name.to_str().ok_or(FsError::NotFound)?;
+        let name = name
+            .to_str()
+            .filter(|n| !n.contains('/'))
+            .ok_or(FsError::NotFound)?;
         let path = if dir.is_empty() {
             name.to_owned()
         } else {
@@ -479,5 +482,17 @@ fn block_error(e: RepoError) -> BlockError {
 }
 
 #[cfg(test)]
-#[path = "snapshot_tree_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_and_names_that_are_no_names_are_borne() {
+        let before = SystemTime::UNIX_EPOCH - Duration::from_nanos(1_500_000_000);
+        assert_eq!(time((-2, 500_000_000)), before);
+        assert_eq!(time((3, 7)), SystemTime::UNIX_EPOCH + Duration::new(3, 7));
+        assert_eq!(time((i64::MIN, 0)), SystemTime::UNIX_EPOCH + Duration::ZERO);
+        assert_eq!(directory_name("rs0"), "rs0");
+        assert_eq!(directory_name("a/b\n"), "a_b_");
+        assert_eq!(directory_name(".."), "_");
+    }
+}
