@@ -284,8 +284,12 @@ fn default_threads() -> usize {
 }
 
 fn kernel_mount(point: &Path, config: &MountConfig) -> Result<OwnedFd, MountError> {
-    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| MountError::NoFuse(e.into()))?;
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
+        |e| match e {
+            Errno::ACCESS | Errno::PERM => MountError::NotPermitted(point.to_owned()),
+            e => MountError::NoFuse(e.into()),
+        },
+    )?;
     let (uid, gid) = (
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
