@@ -120,6 +120,9 @@ pub enum MountErrorKind {
     NotFound,
     /// Somebody uses it: wait, or stop them.
     Busy,
+    /// The repository is damaged: run `check`. No mount error is of this kind yet, since a snapshot is opened before
+    /// it is mounted; callers that map kinds to exit codes have it beside the repository's own.
+    Damaged,
     /// The system refused: see the message.
     Io,
     /// This machine cannot mount: see the message for what is missing.

@@ -94,6 +94,8 @@ pub struct Fs<T> {
     config: FsConfig,
     /// Bytes that may be on their way ahead of their readers, all handles together.
     ahead: Arc<Semaphore>,
+    /// Its permits when nothing is on its way.
+    most_ahead: usize,
     runtime: Handle,
     counters: Counters,
 }
@@ -101,13 +103,15 @@ pub struct Fs<T> {
 impl<T: Tree + Blocks> Fs<T> {
     /// Serves `tree`; loads run on `runtime`.
     pub fn new(tree: Arc<T>, config: FsConfig, runtime: Handle) -> Arc<Self> {
-        let permits = usize::try_from(config.cache_bytes / 4 / PERMIT).unwrap_or(usize::MAX);
+        // A quarter of the budget: two full windows. Never so few that one window could not begin.
+        let most_ahead = (config.cache_bytes / 4 / PERMIT).clamp(64, 1 << 20) as usize;
         Arc::new(Self {
             tree,
             cache: BlockCache::new(config.cache_bytes, runtime.clone()),
             handles: Handles::default(),
             config,
-            ahead: Arc::new(Semaphore::new(permits.clamp(64, Semaphore::MAX_PERMITS))),
+            ahead: Arc::new(Semaphore::new(most_ahead)),
+            most_ahead,
             runtime,
             counters: Counters::default(),
         })
@@ -290,8 +294,9 @@ impl<T: Tree + Blocks> Fs<T> {
         bump(&self.counters.ahead_bytes, range.end - range.start);
         let fs = self.clone();
         self.runtime.spawn(async move {
-            let permits = u32::try_from((range.end - range.start).div_ceil(PERMIT)).unwrap_or(u32::MAX);
-            // A window is at most an eighth of the budget and the limit a quarter, so this cannot wait for ever.
+            let permits = (range.end - range.start)
+                .div_ceil(PERMIT)
+                .min(fs.most_ahead as u64) as u32;
             let Ok(_permit) = fs.ahead.clone().acquire_many_owned(permits).await else {
                 return;
             };

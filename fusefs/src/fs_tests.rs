@@ -157,7 +157,7 @@ async fn random_readers_fetch_only_the_blocks_they_need() {
     let handle = fs.open(find(&fs, "f").await.ino).await.unwrap();
     let mut needed = std::collections::HashSet::new();
     for n in 0..500_u64 {
-        let offset = (n * 7919) % (SIZE as u64 >> 12) << 12;
+        let offset = ((n * 7919) % (SIZE as u64 >> 12)) << 12;
         needed.insert(offset >> 15);
         fs.read(handle, offset, 4 << 10).await.unwrap();
     }

@@ -14,7 +14,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -177,32 +177,40 @@ impl Session {
 
     /// Unmounts if the mount is still ours.
     fn unmount(&self, grace: Duration) -> Result<Ended, MountError> {
-        if !self.is_still_ours() {
+        let Some(point) = self.place() else {
             return Ok(Ended::UnmountedElsewhere);
-        }
-        match mounts::plainly(self.point(), grace) {
+        };
+        match mounts::plainly(&point, grace) {
             Ok(()) => return Ok(Ended::Stopped),
             // EINVAL: not a mount point any more, somebody was quicker.
             Err(Errno::INVAL) => return Ok(Ended::UnmountedElsewhere),
             Err(Errno::BUSY) => {}
-            Err(e) => tracing::warn!("cannot unmount {}: {e}; detaching", self.point().display()),
+            Err(e) => tracing::warn!("cannot unmount {}: {e}; detaching", point.display()),
         }
-        if !self.is_still_ours() {
+        // A while has passed: look again.
+        let Some(point) = self.place() else {
             return Ok(Ended::UnmountedElsewhere);
-        }
+        };
         // FORCE aborts the connection, which ends the event loops although files are open; DETACH removes the name.
         let flags = UnmountFlags::DETACH | UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
-        match rustix::mount::unmount(self.point(), flags) {
+        match rustix::mount::unmount(&point, flags) {
             Ok(()) => Ok(Ended::CutOff),
             Err(Errno::INVAL) => Ok(Ended::UnmountedElsewhere),
-            Err(e) => Err(MountError::io("cannot unmount", self.point(), e)),
+            Err(e) => Err(MountError::io("cannot unmount", point, e)),
         }
     }
 
-    fn is_still_ours(&self) -> bool {
-        let alive = !*self.ended.borrow() && self.server.as_ref().is_some_and(|s| !s.is_finished());
-        // Somebody may have mounted something over ours: unmounting would take theirs.
-        alive && mounts::at(self.point()).is_ok_and(|top| top.as_ref() == Some(&self.mount))
+    /// Where our mount is now: a directory above it may have been renamed. `None` if it is gone, or if somebody
+    /// mounted something over it, which unmounting would take away.
+    fn place(&self) -> Option<PathBuf> {
+        if *self.ended.borrow() || self.server.as_ref().is_none_or(JoinHandle::is_finished) {
+            return None;
+        }
+        let table = mounts::table().ok()?;
+        let same = |m: &&MountEntry| m.id == self.mount.id && m.device == self.mount.device && m.is_ours();
+        let ours = table.iter().find(same)?;
+        let top = table.iter().rfind(|m| m.point == ours.point)?;
+        (top.id == ours.id).then(|| ours.point.clone())
     }
 
     /// Waits for the event loops. They end with the file system, which outlives its name while files are open (after
@@ -276,8 +284,12 @@ fn default_threads() -> usize {
 }
 
 fn kernel_mount(point: &Path, config: &MountConfig) -> Result<OwnedFd, MountError> {
-    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| MountError::NoFuse(e.into()))?;
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
+        |e| match e {
+            Errno::ACCESS | Errno::PERM => MountError::NotPermitted(point.to_owned()),
+            e => MountError::NoFuse(e.into()),
+        },
+    )?;
     let (uid, gid) = (
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),

@@ -4,16 +4,18 @@
 //! its two directories, then come the entries of the file lists, one after the other, by their number in the list.
 //! Chunks of file lists, map nodes and trailers are fetched when first needed and kept in the repository's caches.
 
+mod convert;
+
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use pbmfs_repo::error::{ErrorKind, RepoError};
-use pbmfs_repo::files::{FileEntry, FileKind, FileMeta};
+use pbmfs_repo::files::{FileEntry, FileKind};
 use pbmfs_repo::id::{PackNo, Slot};
 use pbmfs_repo::map::{ExtentKind, PlacedExtent};
 use pbmfs_repo::objects::SnapshotDoc;
@@ -21,6 +23,7 @@ use pbmfs_repo::{ReplsetReader, Repository, SnapshotReader};
 
 use crate::error::{BlockError, FsError};
 use crate::tree::{Attr, BlockKey, Blocks, Entry, Ino, Lifetime, NodeKind, Source, Span, Tree, Usage};
+use convert::{attr_of, block_error, directory_name};
 
 /// The directory of a replica set that holds its files.
 const DBPATH: &str = "dbpath";
@@ -408,91 +411,5 @@ impl Blocks for SnapshotTree {
         };
         let (set, pack) = ((first.pack >> 32) as usize, PackNo(first.pack as u32));
         self.fetch_run(set, pack, first.slot..last.slot + 1).await
-    }
-}
-
-fn attr_of(ino: Ino, meta: &FileMeta) -> Attr {
-    let kind = match meta.kind {
-        FileKind::Regular => NodeKind::File,
-        FileKind::Directory => NodeKind::Directory,
-    };
-    Attr {
-        ino,
-        kind,
-        size: meta.size,
-        // Exact figures would cost a walk of the map for every `ls`.
-        allocated: meta.size,
-        mode: meta.mode as u16,
-        uid: meta.uid,
-        gid: meta.gid,
-        mtime: time(meta.mtime),
-        nlink: 1,
-        lifetime: Lifetime::Immutable,
-    }
-}
-
-fn time((seconds, nanoseconds): (i64, u32)) -> SystemTime {
-    let whole = Duration::from_secs(seconds.unsigned_abs());
-    let base = if seconds < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(whole)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(whole)
-    };
-    base.and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.into())))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// The name of a replica set as a directory's name. MongoDB allows nearly everything in it.
-fn directory_name(name: &str) -> OsString {
-    let plain: String = name
-        .chars()
-        .map(|c| if c == '/' || c.is_control() { '_' } else { c })
-        .collect();
-    match plain.as_str() {
-        "" | "." | ".." => "_".into(),
-        _ => plain.into(),
-    }
-}
-
-fn block_error(e: RepoError) -> BlockError {
-    match e {
-        RepoError::Deleted(_) => BlockError::Stale,
-        RepoError::DamagedBlock { pack, slot, reason } => BlockError::Damaged {
-            block: slot.into(),
-            pack: pack.to_string().into(),
-            reason: reason.to_string().into(),
-        },
-        RepoError::Damaged { key, reason } => BlockError::Damaged {
-            block: "?".into(),
-            pack: key.to_string().into(),
-            reason: reason.to_string().into(),
-        },
-        RepoError::Missing { key } => BlockError::Damaged {
-            block: "?".into(),
-            pack: key.to_string().into(),
-            reason: "the object is missing".into(),
-        },
-        RepoError::DamagedEntry { reason } => BlockError::Damaged {
-            block: "?".into(),
-            pack: "?".into(),
-            reason: format!("invalid entry of the file list: {reason}").into(),
-        },
-        other => BlockError::Unavailable(other.to_string().into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_and_names_that_are_no_names_are_borne() {
-        let before = SystemTime::UNIX_EPOCH - Duration::from_nanos(1_500_000_000);
-        assert_eq!(time((-2, 500_000_000)), before);
-        assert_eq!(time((3, 7)), SystemTime::UNIX_EPOCH + Duration::new(3, 7));
-        assert_eq!(time((i64::MIN, 0)), SystemTime::UNIX_EPOCH + Duration::ZERO);
-        assert_eq!(directory_name("rs0"), "rs0");
-        assert_eq!(directory_name("a/b\n"), "a_b_");
-        assert_eq!(directory_name(".."), "_");
     }
 }

@@ -1,5 +1,7 @@
 //! How mounts begin and end, through the real kernel. Needs root and /dev/fuse.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::path::{Path, PathBuf};
@@ -251,6 +253,19 @@ fn what_was_mounted_over_ours_is_not_unmounted_by_us() {
     );
     sh(&format!("umount {}", server.path.display()));
     assert!(clear_stale(&server.path).unwrap());
+}
+
+#[test]
+fn a_mount_that_moved_with_its_parent_is_found() {
+    let mut server = Server::start_on_existing();
+    let parent = server.path.parent().unwrap();
+    let moved = parent.with_extension("moved");
+    std::fs::rename(parent, &moved).unwrap();
+    assert!(is_mounted(&moved.join("mnt")));
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.code(), Some(10));
+    assert!(!is_mounted(&moved.join("mnt")));
+    std::fs::rename(&moved, server.path.parent().unwrap()).unwrap();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What programs see of a mount, through the real kernel. Needs root and /dev/fuse.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::time::Duration;
@@ -190,6 +192,24 @@ fn slow_storage_blocks_neither_other_reads_nor_names() {
 }
 
 #[test]
+fn many_readers_share_a_small_cache() {
+    let mut tree = MemoryTree::new(32 << 10).slow(Duration::from_millis(1));
+    let contents: Vec<Vec<u8>> = (0..8).map(|n| bytes(8 << 20, n)).collect();
+    for (n, content) in contents.iter().enumerate() {
+        tree.add(&format!("f{n}"), content.clone());
+    }
+    // The least that is allowed: the readers push out each other's blocks.
+    let mount = Mounted::with(tree, FsConfig::with_budget(0), &MountConfig::default());
+    std::thread::scope(|scope| {
+        for (n, content) in contents.iter().enumerate() {
+            let path = mount.file(&format!("f{n}"));
+            scope.spawn(move || assert!(cat(&path) == *content));
+        }
+    });
+    assert!(mount.stats().cache.weight <= 8 << 20);
+}
+
+#[test]
 fn users_are_kept_apart_by_the_files_own_modes() {
     // MemoryTree gives 644 files of root: others may read, and may not write (that is EROFS before EACCES).
     let mount = Mounted::new(small_tree());
@@ -223,6 +243,7 @@ fn speed() {
     const SIZE: usize = 1 << 30;
     let content = bytes(SIZE, 4);
     for (block, read_ahead_kib) in [
+        (64 << 10, 1024),
         (32 << 10, 1024),
         (64 << 10, 1024),
         (64 << 10, 128),

@@ -1,5 +1,7 @@
 //! Snapshots of real repositories, mounted. Needs root and /dev/fuse.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 #[path = "../../repo/tests/common/mod.rs"]
 mod repository;
@@ -335,6 +337,13 @@ fn speed() {
         .for_each(|half| half[16 << 10..].fill(7));
     files.0.insert("f".into(), Some(content));
     let local = Local::new(&files);
+    drop(files);
+    let resident = || {
+        sh(&format!("grep VmRSS /proc/{}/status", std::process::id()))
+            .trim()
+            .to_owned()
+    };
+    eprintln!("before: {}", resident());
     for budget in [64 << 20, 256 << 20] {
         let mount = local.mount(budget);
         let dd = |flags: &str| {
@@ -349,7 +358,8 @@ fn speed() {
         let stats = mount.stats();
         let direct = dd("iflag=direct");
         eprintln!(
-            "budget {:3} MiB: cold {cold:5.0} MiB/s, warm {warm:5.0}, direct {direct:5.0}; {} reads, {} loads, {} missed",
+            "{}; budget {:3} MiB: cold {cold:5.0} MiB/s, warm {warm:5.0}, direct {direct:5.0}; {} reads, {} loads, {} missed",
+            resident(),
             budget >> 20,
             stats.reads,
             stats.cache.loads,
