@@ -154,6 +154,7 @@ impl From<MountError> for Failure {
             MountErrorKind::Usage => Kind::Usage,
             MountErrorKind::NotFound => Kind::NotFound,
             MountErrorKind::Busy => Kind::Busy,
+            MountErrorKind::Damaged => Kind::Damaged,
             MountErrorKind::Unsupported => Kind::Unsupported,
             _ => Kind::Error,
         };
