@@ -2,11 +2,13 @@
 //!
 //! - [`source`]: the trait that every source implements, and what it tells about the node.
 //! - [`directory`]: a stopped mongod's dbPath, or a file-system snapshot.
+//! - [`restore`]: a snapshot back into a directory.
 //! - [`lock`]: a live MongoDB Community member, pinned by `fsyncLock` under the eyes of a guard process.
 
 pub mod directory;
 pub mod error;
 pub mod lock;
+pub mod restore;
 pub mod source;
 mod walk;
 
