@@ -4,12 +4,14 @@
 //! - [`source`]: the trait that every source implements, and what it tells about the node.
 //! - [`directory`]: a stopped mongod's dbPath, or a file-system snapshot.
 //! - [`lock`]: a live MongoDB Community member, pinned by `fsyncLock` under the eyes of a guard process.
+//! - [`restore`]: a snapshot back into a directory.
 
 pub mod backup;
 pub mod directory;
 pub mod error;
 pub mod lock;
 mod quiet_read;
+pub mod restore;
 pub mod source;
 mod walk;
 
