@@ -13,6 +13,11 @@ use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
 use pbmfs_repo::storage::Storage;
 use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
 
+/// Whether long campaigns run whole: `PBMFS_CAMPAIGN=full`.
+pub fn full() -> bool {
+    std::env::var("PBMFS_CAMPAIGN").is_ok_and(|v| v == "full")
+}
+
 /// splitmix64: good enough for data, and the same everywhere.
 pub struct Dice(pub u64);
 
