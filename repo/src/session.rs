@@ -227,12 +227,14 @@ async fn take_lease(
 ) -> Result<(LeaseId, SnapshotName)> {
     let storage = &**repo.storage();
     let mut moment = now;
+    let mut step = 0;
     for _ in 0..NAME_ATTEMPTS {
+        moment = moment
+            .saturating_add(jiff::SignedDuration::from_secs(step))
+            .unwrap_or(moment);
+        step = 1;
         let name = SnapshotName::at(moment);
         let key = ObjectKey::snapshot(&name);
-        moment = moment
-            .saturating_add(jiff::SignedDuration::from_secs(1))
-            .unwrap_or(moment);
         match storage.head(&key).await {
             Ok(_) => continue,
             Err(e) if e.is_not_found() => {}
@@ -252,9 +254,13 @@ async fn take_lease(
             remove_lease(storage, &lease).await;
             return Err(e.into());
         }
-        match is_free(storage, &lease, &key).await {
-            Ok(true) => return Ok((lease, name)),
-            Ok(false) => remove_lease(storage, &lease).await,
+        match rivals(storage, &lease, &key).await {
+            Ok(0) => return Ok((lease, name)),
+            Ok(rivals) => {
+                remove_lease(storage, &lease).await;
+                // Those who gave way to each other must not meet again and again.
+                step += i64::from(draw16(&**repo.randomness())[0]) % (2 * rivals);
+            }
             Err(e) => {
                 remove_lease(storage, &lease).await;
                 return Err(e);
@@ -266,8 +272,10 @@ async fn take_lease(
     ))
 }
 
-/// Whether the commit key belongs to this lease alone. Of two that see each other both give way.
-async fn is_free(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Result<bool> {
+/// How many others have the commit key: leases that name it, or what stands there. Of two that see each other both
+/// give way.
+async fn rivals(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Result<i64> {
+    let mut rivals = 0;
     for listed in list_all(storage, prefix::LEASES).await? {
         if listed.key == ObjectKey::lease(own) {
             continue;
@@ -275,7 +283,7 @@ async fn is_free(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Resul
         match storage.get(&listed.key).await {
             Ok(object) => {
                 if LeaseDoc::from_object(&listed.key, &object).is_ok_and(|l| l.commit_key == key.as_str()) {
-                    return Ok(false);
+                    rivals += 1;
                 }
             }
             Err(e) if e.is_not_found() => {}
@@ -284,8 +292,8 @@ async fn is_free(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Resul
     }
     // Somebody may have committed and gone between our first look and our lease.
     match storage.head(key).await {
-        Ok(_) => Ok(false),
-        Err(e) if e.is_not_found() => Ok(true),
+        Ok(_) => Ok(rivals + 1),
+        Err(e) if e.is_not_found() => Ok(rivals),
         Err(e) => Err(e.into()),
     }
 }
@@ -305,8 +313,12 @@ async fn read_allowed(repo: &Repository) -> Result<HashMap<PackId, u64>> {
     let packs = list_all(storage, prefix::PACKS).await?;
     Ok(packs
         .into_iter()
-        .filter_map(|listed| Some((listed.key.last::<PackId>()?, listed.size)))
-        .filter(|(id, _)| !condemned.contains(id))
+        .filter_map(|listed| {
+            let id = listed.key.last::<PackId>()?;
+            // A copy that somebody keeps in another directory is no pack.
+            let usable = listed.key == ObjectKey::pack(&id) && !condemned.contains(&id);
+            usable.then_some((id, listed.size))
+        })
         .collect())
 }
 
