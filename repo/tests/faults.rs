@@ -139,6 +139,9 @@ fn base_files() -> Files {
     files.0.insert("db/a.wt".into(), Some(dice.bytes(900_000)));
     files.0.insert("db/b.wt".into(), Some(dice.bytes(1_400_001)));
     files.0.insert("empty".into(), Some(Vec::new()));
+    files
+        .0
+        .insert("scattered.1k".into(), Some(scattered_bytes(&mut dice, 150)));
     for i in 0..30 {
         let n = dice.below(5000) as usize;
         files.0.insert(format!("small-{i}"), Some(dice.bytes(n)));
@@ -155,6 +158,10 @@ fn changed_files() -> Files {
     }
     files.0.remove("small-3");
     files.0.insert("zz".into(), Some(Dice(5).bytes(100_000)));
+    if let Some(Some(bytes)) = files.0.get_mut("scattered.1k") {
+        bytes[100_000..101_000].fill(1);
+        bytes.truncate(130_000);
+    }
     files
 }
 
