@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod forge;
+pub mod gc_tool;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
