@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use pbmfs_repo::id::{ListId, PackId, Slot, SystemRandomness, draw16};
+use pbmfs_repo::id::{ListId, PackId, Randomness, Slot, SystemRandomness, draw16};
 use pbmfs_repo::key::{ObjectKey, prefix};
 use pbmfs_repo::map::{ExtentKind, MapRoot, Node};
 use pbmfs_repo::objects::{CondemnedList, SnapshotDoc};
@@ -121,6 +121,17 @@ pub async fn condemn(memory: &MemoryStorage, packs: impl IntoIterator<Item = Pac
 
 /// Moves the living slots of a pack into new packs, puts the relocation, and deletes the pack.
 pub async fn relocate(memory: &MemoryStorage, list: ListId, id: &PackId, live: &Live) {
+    relocate_with(memory, &SystemRandomness, list, id, live).await;
+}
+
+/// [`relocate`] with nonces from elsewhere.
+pub async fn relocate_with(
+    memory: &MemoryStorage,
+    randomness: &dyn Randomness,
+    list: ListId,
+    id: &PackId,
+    live: &Live,
+) {
     let key = ObjectKey::pack(id);
     let object = memory.get(&key).await.unwrap();
     let trailer = trailer_of(&object);
@@ -143,7 +154,7 @@ pub async fn relocate(memory: &MemoryStorage, list: ListId, id: &PackId, live: &
         }
         let mut packs = Vec::new();
         for builder in builders.into_iter().filter(|b| !b.is_empty()) {
-            packs.push(put_pack(memory, &SystemRandomness, builder).await.unwrap().loc);
+            packs.push(put_pack(memory, randomness, builder).await.unwrap().loc);
         }
         let relocation = Relocation {
             trailer,
