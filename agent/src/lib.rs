@@ -1,1 +1,21 @@
-//! TODO
+//! Backup and restore of a mongod: where the files come from, and how they are pinned while they are read.
+//!
+//! - [`backup`]: from a source to a committed snapshot.
+//! - [`source`]: the trait that every source implements, and what it tells about the node.
+//! - [`directory`]: a stopped mongod's dbPath, or a file-system snapshot.
+//! - [`lock`]: a live MongoDB Community member, pinned by `fsyncLock` under the eyes of a guard process.
+//! - [`restore`]: a snapshot back into a directory.
+
+pub mod backup;
+pub mod directory;
+pub mod error;
+pub mod lock;
+mod quiet_read;
+pub mod restore;
+pub mod source;
+mod walk;
+
+pub use directory::DirectorySource;
+pub use error::{ErrorKind, SourceError};
+pub use lock::{FsyncLockSource, GuardCommand, LockOptions};
+pub use source::{FileKind, FileTime, LeftOut, NodeInfo, Pinned, Source, SourceFile};

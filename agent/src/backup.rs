@@ -1,0 +1,319 @@
+//! A backup: from a source to a committed snapshot.
+//!
+//! The order matters. What costs time and needs no pin comes first (lease, list of packs, index of known blocks);
+//! then the source is opened, read and released; only a pin that held the whole time is followed by the commit.
+//! Whatever fails, the source is released, the lease removed, and no snapshot exists.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pbmfs_repo::files::{FileKind, FileMeta};
+use pbmfs_repo::index::MemoryIndex;
+use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ingest};
+use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
+use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+
+use crate::error::SourceError;
+use crate::quiet_read::QuietFile;
+use crate::source::{self, NodeInfo, Pinned, Source, SourceFile};
+
+/// How often the pin is looked at while files are read.
+const CHECK_EVERY: Duration = Duration::from_millis(200);
+
+/// Name of the replica set where the source has none.
+pub const STANDALONE: &str = "standalone";
+
+/// What a backup is called and how much it may use.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// Name of the replica set in the snapshot; by default the source's, or [`STANDALONE`].
+    pub replset: Option<String>,
+    /// Name of the cluster in the snapshot; by default the replica set's.
+    pub cluster: Option<String>,
+    /// Bytes for all buffers.
+    pub memory: u64,
+    /// Threads that hash and compress; by default one a core.
+    pub threads: Option<usize>,
+    /// Program and version, for the snapshot.
+    pub tool: String,
+    /// Where the repository lies, if it is a local directory: it must not be part of its own backup.
+    pub repository: Option<PathBuf>,
+}
+
+/// A step of a backup, for whoever watches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// The trailers of all packs are read.
+    LoadingIndex,
+    /// The source is being pinned; for a live server it waits for the lock.
+    Pinning,
+    /// Files are read.
+    Reading {
+        /// How many files and directories.
+        files: u64,
+        /// How many bytes.
+        bytes: u64,
+        /// `host:port` or the directory.
+        from: String,
+    },
+    /// The pin is released and the snapshot committed.
+    Committing,
+}
+
+/// Watches a backup.
+pub trait BackupProgress: Progress {
+    /// A step begins.
+    fn phase(&self, phase: Phase);
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The source could not be pinned, or the pin was lost.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The repository, or a file that could not be read.
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    /// The repository would be backed up into itself.
+    #[error("the repository {repository} lies inside {root}, which is to be backed up: move it elsewhere")]
+    RepositoryInside {
+        /// The repository.
+        repository: PathBuf,
+        /// The source's directory.
+        root: PathBuf,
+    },
+    /// A replica set's name cannot be a directory in a mount.
+    #[error("\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\"")]
+    BadReplsetName(String),
+}
+
+/// Takes a backup of everything that `source` pins.
+///
+/// # Errors
+/// No snapshot was committed, except for `RepoError::CommitUnknown`, which says that nobody can tell.
+pub async fn backup(
+    repo: &Repository,
+    source: &mut dyn Source,
+    options: &BackupOptions,
+    progress: Arc<dyn BackupProgress>,
+    cancel: &Cancel,
+) -> Result<SnapshotDoc, BackupError> {
+    if let Some(name) = &options.replset {
+        check_replset_name(name)?;
+    }
+    let started = jiff::Timestamp::now();
+    let session = Session::begin(repo, "backup", started).await?;
+    let taken = Backup { repo, session: &session, options, progress, cancel, started }.take(source).await;
+    match taken {
+        Ok(doc) => {
+            session.commit(&doc).await?;
+            Ok(doc)
+        }
+        Err(e) => {
+            if let Err(release) = source.release().await {
+                tracing::debug!("after the failure: {release}");
+            }
+            session.abandon().await;
+            Err(e)
+        }
+    }
+}
+
+fn check_replset_name(name: &str) -> Result<(), BackupError> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        return Err(BackupError::BadReplsetName(name.into()));
+    }
+    Ok(())
+}
+
+struct Backup<'a> {
+    repo: &'a Repository,
+    session: &'a Session,
+    options: &'a BackupOptions,
+    progress: Arc<dyn BackupProgress>,
+    cancel: &'a Cancel,
+    started: jiff::Timestamp,
+}
+
+impl Backup<'_> {
+    async fn take(&self, source: &mut dyn Source) -> Result<SnapshotDoc, BackupError> {
+        self.progress.phase(Phase::LoadingIndex);
+        let known = Arc::new(MemoryIndex::load(self.session).await?);
+        self.cancel.check()?;
+        self.progress.phase(Phase::Pinning);
+        let pinned = tokio::select! {
+            pinned = source.open() => pinned?,
+            () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
+        };
+        self.check_apart(&pinned.root)?;
+        let name = match (&self.options.replset, &pinned.info.replset) {
+            (Some(name), _) | (None, Some(name)) => name.clone(),
+            (None, None) => STANDALONE.into(),
+        };
+        check_replset_name(&name)?;
+        let cluster = ClusterRef {
+            name: self.options.cluster.clone().unwrap_or_else(|| name.clone()),
+            id: pinned.info.cluster_id.clone().or_else(|| pinned.info.replica_set_id.clone()),
+        };
+        let parent = self.parent(&cluster, &name).await?;
+        let stats = self.read(source, &pinned, parent, known).await?;
+        self.progress.phase(Phase::Committing);
+        source.release().await?;
+        Ok(self.document(cluster, name, &pinned.info, stats))
+    }
+
+    fn check_apart(&self, root: &Path) -> Result<(), BackupError> {
+        let Some(repository) = &self.options.repository else { return Ok(()) };
+        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if resolved(repository).starts_with(resolved(root)) {
+            return Err(BackupError::RepositoryInside { repository: repository.clone(), root: root.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// The newest snapshot of the same replica set. A wrong guess costs deduplication and nothing else.
+    async fn parent(
+        &self,
+        cluster: &ClusterRef,
+        replset: &str,
+    ) -> Result<Option<Arc<pbmfs_repo::ReplsetReader>>, BackupError> {
+        let same = |doc: &SnapshotDoc| {
+            let id_fits = doc.cluster.id.is_none() || cluster.id.is_none() || doc.cluster.id == cluster.id;
+            doc.cluster.name == cluster.name && id_fits && doc.replsets.iter().any(|r| r.name == replset)
+        };
+        let Some(doc) = self.repo.newest(same).await? else { return Ok(None) };
+        let name = doc.name.clone();
+        match SnapshotReader::open(self.repo, doc).await {
+            Ok(reader) => Ok(reader.replsets().iter().find(|r| r.doc().name == replset).cloned()),
+            Err(e) if e.kind() == pbmfs_repo::ErrorKind::Failed => Err(e.into()),
+            Err(e) => {
+                tracing::warn!("the previous snapshot {name} cannot be built on: {e}");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        source: &dyn Source,
+        pinned: &Pinned,
+        parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
+        known: Arc<MemoryIndex>,
+    ) -> Result<Ingest, BackupError> {
+        let files: Vec<FileMeta> = pinned.files.iter().map(file_meta).collect();
+        self.progress.phase(Phase::Reading {
+            files: files.len() as u64,
+            bytes: files.iter().map(|f| f.size).sum(),
+            from: pinned.info.node.clone().unwrap_or_else(|| pinned.root.display().to_string()),
+        });
+        let mut options = IngestOptions::for_repository(self.repo.config(), self.options.memory);
+        options.threads = self.options.threads.unwrap_or(options.threads);
+        let lost = Arc::new(Mutex::new(None::<String>));
+        let job = Job {
+            input: Arc::new(Directory { root: pinned.root.clone(), lost: lost.clone() }),
+            files,
+            parent,
+            known,
+            options,
+            progress: self.progress.clone(),
+            cancel: self.cancel.clone(),
+        };
+        let stored = ingest(self.session, job);
+        tokio::pin!(stored);
+        let mut ticks = tokio::time::interval(CHECK_EVERY);
+        let mut pin_error = None;
+        let stored = loop {
+            tokio::select! {
+                done = &mut stored => break done,
+                _ = ticks.tick(), if pin_error.is_none() => {
+                    if let Err(e) = source.check() {
+                        *lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(e.to_string());
+                        pin_error = Some(e);
+                    }
+                }
+            }
+        };
+        if let Some(e) = pin_error {
+            return Err(e.into());
+        }
+        source.check()?;
+        let stored = stored?;
+        Ok(Ingest { file_list: stored.file_list, pack_table: stored.pack_table, stats: stored.stats })
+    }
+
+    fn document(&self, cluster: ClusterRef, replset: String, info: &NodeInfo, stored: Ingest) -> SnapshotDoc {
+        let finished = jiff::Timestamp::now();
+        let millis = finished.duration_since(self.started).as_millis().max(0) as u64;
+        SnapshotDoc {
+            name: self.session.name().clone(),
+            lease: self.session.lease(),
+            cluster,
+            backup_type: "physical".into(),
+            tool: self.options.tool.clone(),
+            started: self.started,
+            finished,
+            stats: SnapshotStats { seconds: f64ish::Seconds(millis), ..stored.stats },
+            replsets: vec![ReplsetDoc {
+                name: replset,
+                file_list: stored.file_list,
+                pack_table: stored.pack_table,
+                chain_head: None,
+                node: serde_json::to_value(info).unwrap_or_default(),
+            }],
+        }
+    }
+}
+
+struct Ingest {
+    file_list: Option<pbmfs_repo::pack::Place>,
+    pack_table: Option<pbmfs_repo::pack::Place>,
+    stats: SnapshotStats,
+}
+
+async fn cancelled(cancel: &Cancel) {
+    while !cancel.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn file_meta(file: &SourceFile) -> FileMeta {
+    FileMeta {
+        path: file.path.clone(),
+        kind: match file.kind {
+            source::FileKind::Regular => FileKind::Regular,
+            source::FileKind::Directory => FileKind::Directory,
+        },
+        mode: file.mode,
+        uid: file.uid,
+        gid: file.gid,
+        mtime: (file.mtime.secs, file.mtime.nanos),
+        size: file.size,
+    }
+}
+
+/// The pinned files.
+struct Directory {
+    root: PathBuf,
+    lost: Arc<Mutex<Option<String>>>,
+}
+
+impl Input for Directory {
+    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(QuietFile::open(&self.root.join(&file.path))?))
+    }
+
+    fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {
+        Box::new(FixedCutter)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(reason) => Err(reason.clone()),
+            None => Ok(()),
+        }
+    }
+}

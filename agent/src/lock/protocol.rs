@@ -1,0 +1,48 @@
+//! What parent and guard say to each other: one JSON object a line on the guard's stdin and stdout.
+
+use serde::{Deserialize, Serialize};
+
+use super::server::CommandFailure;
+use crate::source::Timestamp;
+
+/// From the parent. The first is `Connect`; stdin's end stands for `Unlock` at any time.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "say")]
+pub(crate) enum Order {
+    /// Log in and answer [`Report::Ready`]. The connection string comes this way because everybody on the machine
+    /// can read a process's arguments, and often its environment.
+    Connect {
+        uri: String,
+        node: String,
+        /// Names the lock command in the server's list of operations.
+        nonce: String,
+    },
+    /// Lock and answer [`Report::Locked`].
+    Lock,
+    /// Unlock, answer [`Report::Unlocked`] and exit.
+    Unlock,
+}
+
+/// From the guard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "report")]
+pub(crate) enum Report {
+    /// Connected and logged in.
+    Ready {
+        /// Hex; see `Hello::process_id`.
+        process_id: Option<String>,
+    },
+    /// The lock is on.
+    Locked {
+        lock_count: i64,
+        operation_time: Option<Timestamp>,
+    },
+    /// The lock is not on any more, or it may not be: what was read is worthless. The guard goes on to unlock.
+    Lost { reason: String },
+    /// The server acknowledged our unlock.
+    Unlocked { remaining: i64 },
+    /// There is nothing left to unlock, and we did not do it.
+    NothingToUnlock,
+    /// Nothing was locked, because this failed.
+    Failed { failure: CommandFailure },
+}

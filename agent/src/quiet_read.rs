@@ -1,0 +1,114 @@
+//! Reading of large files without disturbing the page cache: a backup of a terabyte must not throw out the pages
+//! that mongod works with.
+//!
+//! In order of preference: `RWF_DONTCACHE` (Linux 6.14 and later, on file systems that know it: pages that were in
+//! the cache stay, those that the read brought in go), `O_DIRECT` (nothing enters the cache), plain reads.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+
+/// `RWF_DONTCACHE` of `linux/fs.h`.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Alignment of buffers, offsets and lengths under `O_DIRECT`: the largest that is in use.
+const ALIGN: usize = 4096;
+
+/// Bytes of one read under `O_DIRECT`.
+const DIRECT_LEN: usize = 1 << 20;
+
+/// A file that is read from its first byte on.
+pub struct QuietFile {
+    file: File,
+    offset: u64,
+    how: How,
+}
+
+enum How {
+    DontCache,
+    Direct(DirectBuffer),
+    Plain,
+}
+
+impl QuietFile {
+    /// Opens a file for one reading.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // A read of no bytes tells whether the flag is known, and does nothing else.
+        let mut probe = [0u8; 0];
+        let how = match rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut probe)], 0, DONTCACHE) {
+            Ok(_) => How::DontCache,
+            Err(_) => match rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(fd) => {
+                    return Ok(Self { file: fd.into(), offset: 0, how: How::Direct(DirectBuffer::new()) });
+                }
+                Err(_) => How::Plain,
+            },
+        };
+        Ok(Self { file, offset: 0, how })
+    }
+}
+
+impl Read for QuietFile {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = match &mut self.how {
+            How::DontCache => {
+                match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(out)], self.offset, DONTCACHE) {
+                    Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                        self.how = How::Plain;
+                        return self.read(out);
+                    }
+                    other => other?,
+                }
+            }
+            How::Direct(buffer) => match buffer.read(&self.file, self.offset, out) {
+                // A file system that takes the flag at open and refuses it at the first read.
+                Err(Errno::INVAL) => {
+                    let flags = rustix::fs::fcntl_getfl(&self.file)?;
+                    rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
+                    self.how = How::Plain;
+                    return self.read(out);
+                }
+                other => other?,
+            },
+            How::Plain => rustix::io::pread(&self.file, &mut *out, self.offset)?,
+        };
+        self.offset += n as u64;
+        Ok(n)
+    }
+}
+
+/// A buffer with an aligned part, and what of the file is in it.
+struct DirectBuffer {
+    memory: Vec<u8>,
+    aligned: usize,
+    start: u64,
+    len: usize,
+}
+
+impl DirectBuffer {
+    fn new() -> Self {
+        let memory = vec![0; DIRECT_LEN + ALIGN];
+        let aligned = memory.as_ptr().align_offset(ALIGN);
+        Self { memory, aligned, start: 0, len: 0 }
+    }
+
+    fn read(&mut self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, Errno> {
+        if offset < self.start || offset >= self.start + self.len as u64 {
+            let start = offset - offset % ALIGN as u64;
+            let buffer = &mut self.memory[self.aligned..self.aligned + DIRECT_LEN];
+            self.len = rustix::io::pread(file, buffer, start)?;
+            self.start = start;
+        }
+        let from = (offset - self.start) as usize;
+        let n = self.len.saturating_sub(from).min(out.len());
+        out[..n].copy_from_slice(&self.memory[self.aligned + from..self.aligned + from + n]);
+        Ok(n)
+    }
+}

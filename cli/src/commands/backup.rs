@@ -1,0 +1,107 @@
+//! `backup`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pbmfs_agent::backup::{BackupOptions, BackupProgress, Phase, backup};
+use pbmfs_agent::{DirectorySource, FsyncLockSource, LockOptions, Source};
+use pbmfs_repo::ingest::Progress;
+use pbmfs_repo::objects::SnapshotDoc;
+
+use crate::args::{Backup, Global, OutputFormat};
+use crate::commands::cancel_on_signal;
+use crate::exit::{Failure, Outcome};
+use crate::progress::Meter;
+use crate::{format, open};
+
+struct Shown(Meter);
+
+impl Progress for Shown {
+    fn bytes(&self, done: u64) {
+        self.0.advance(done);
+    }
+
+    fn stored(&self, bytes: u64) {
+        self.0.add_stored(bytes);
+    }
+
+    fn file(&self, path: &str) {
+        tracing::debug!("{path}");
+    }
+}
+
+impl BackupProgress for Shown {
+    fn phase(&self, phase: Phase) {
+        match phase {
+            Phase::LoadingIndex => self.0.step("loading the index of known blocks"),
+            Phase::Pinning => self.0.step("pinning the files"),
+            Phase::Reading { files, bytes, from } => {
+                self.0.bytes(&format!("reading {files} files of {from}"), bytes);
+            }
+            Phase::Committing => self.0.step("committing"),
+        }
+    }
+}
+
+pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
+    let uri = match (args.uri, &args.dbpath) {
+        (None, None) => std::env::var("PBMFS_URI").ok().filter(|uri| !uri.is_empty()),
+        (uri, _) => uri,
+    };
+    let opened = open::repository(global).await?;
+    open::sweep(global);
+    let options = BackupOptions {
+        replset: args.replset,
+        cluster: args.cluster,
+        // An eighth of the memory is the repository's cache.
+        memory: open::memory(global)? / 8 * 7,
+        threads: global.threads.map(usize::from),
+        repository: open::directory(global),
+        tool: concat!("pbm-fs ", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let mut source: Box<dyn Source> = match (uri, args.dbpath) {
+        (_, Some(dbpath)) => Box::new(DirectorySource::new(dbpath)),
+        (Some(uri), None) => {
+            let mut lock = LockOptions::new(uri);
+            lock.node = args.node;
+            lock.dbpath = args.local_dbpath;
+            lock.record_hashes = args.record_hashes;
+            lock.patience = Duration::from_secs(args.lock_timeout);
+            Box::new(FsyncLockSource::new(lock))
+        }
+        (None, None) => return Err(Failure::usage(
+                "nothing says what to back up: give --uri URI for a running mongod, or --dbpath DIR for a stopped one",
+            )),
+    };
+    let shown = Arc::new(Shown(Meter::new(global)));
+    let cancel = cancel_on_signal();
+    let doc = backup(&opened.repo, &mut *source, &options, shown.clone(), &cancel).await;
+    shown.0.finish();
+    let doc = doc?;
+    tracing::info!(requests = ?opened.counts.counts(), "done");
+    match global.output {
+        OutputFormat::Text => summary(&doc)?,
+        OutputFormat::Json => format::json(&doc)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn summary(doc: &SnapshotDoc) -> Result<(), Failure> {
+    let s = &doc.stats;
+    let millis = s.seconds.0;
+    format::line(format!("snapshot {}", doc.name))?;
+    format::line(format!(
+        "  {} files, {} read in {} ({})",
+        s.files,
+        format::size(s.bytes_read),
+        format::duration(millis),
+        format::rate(s.bytes_read, millis)
+    ))?;
+    format::line(format!(
+        "  {} of {} blocks are new, {}; {} stored",
+        s.blocks_new,
+        s.blocks_read,
+        format::size(s.bytes_new),
+        format::size(s.bytes_stored())
+    ))
+}
