@@ -1,5 +1,6 @@
 //! Writes the golden repository anew: `cargo run -p pbmfs-repo --example make_golden`. Its test then reads what this
 //! version wrote, so look at the difference of `repo/tests/golden/manifest.txt` before you commit it.
+#![allow(clippy::unwrap_used)]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

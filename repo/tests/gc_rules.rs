@@ -1,4 +1,5 @@
 //! Writers and readers beside a gc (GC.md rules 3, 4 and 8), which here is a tool that does its steps by hand.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The golden repository, written once and committed: every version must read it byte for byte. If the format was
 //! changed on purpose, write it anew: `cargo run -p pbmfs-repo --example make_golden`.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Sixteen processes race for one key of a local directory.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};

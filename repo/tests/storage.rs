@@ -1,5 +1,6 @@
 //! What every storage must do, asked of each of them; and what a local directory does when the disk is full or may
 //! not be written.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

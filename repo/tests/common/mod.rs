@@ -1,5 +1,5 @@
 //! Files in memory, and their backup into a repository.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod forge;
 pub mod gc_tool;
