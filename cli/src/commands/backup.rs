@@ -56,6 +56,7 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
         // An eighth of the memory is the repository's cache.
         memory: open::memory(global)? / 8 * 7,
         threads: global.threads.map(usize::from),
+        repository: open::directory(global),
         tool: concat!("pbm-fs ", env!("CARGO_PKG_VERSION")).into(),
     };
     let mut source: Box<dyn Source> = match (uri, args.dbpath) {
