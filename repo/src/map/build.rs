@@ -68,6 +68,11 @@ struct Growing {
 impl MapWriter {
     /// Writes into `sink`.
     pub fn new(sink: PackSink, params: MapParams) -> Self {
+        // With what a split leaves over, and a pack's id for each child, a node stays one that a reader accepts.
+        let params = MapParams {
+            leaf: params.leaf.min(MAX_NODE / 4),
+            inner: params.inner.min(MAX_NODE / 4),
+        };
         Self { sink, params }
     }
 

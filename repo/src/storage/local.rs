@@ -5,11 +5,13 @@
 //! directory is fsynced before a put returns. A crash leaves at most a temporary file under `tmp/`; [`LocalStorage::
 //! sweep`] removes those whose writer no longer holds its lock.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +33,8 @@ const SWEEP_AGE: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub struct LocalStorage {
     root: PathBuf,
+    /// Directories below the root whose names are known to be durable.
+    settled: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 static TMP_NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -38,7 +42,10 @@ static TMP_NUMBER: AtomicU64 = AtomicU64::new(0);
 impl LocalStorage {
     /// The storage in `root`, which need not exist before the first put.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            settled: Arc::default(),
+        }
     }
 
     fn path(&self, key: &ObjectKey) -> PathBuf {
@@ -85,6 +92,22 @@ impl LocalStorage {
         }
     }
 
+    /// Makes a directory below the root and sees to it that its name is durable. That it is there is not enough: another
+    /// process may have made it just now and not have synced its parent yet, and what we put into it would be lost with
+    /// it. Costs a sync for each directory and process.
+    fn settle(&self, dir: &Path) -> io::Result<()> {
+        let known = || self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !dir.starts_with(&self.root) || dir == self.root || known().contains(dir) && dir.is_dir() {
+            return Ok(());
+        }
+        let parent = dir.parent().unwrap_or(&self.root);
+        self.settle(parent)?;
+        Self::create_dirs(dir)?;
+        sync_dir(parent)?;
+        known().insert(dir.to_owned());
+        Ok(())
+    }
+
     /// Writes and fsyncs a temporary file. Its lock is held until the returned value is dropped, which unlinks it.
     fn write_temp(&self, object: &[u8]) -> io::Result<TempFile> {
         let dir = self.root.join(TMP);
@@ -112,9 +135,7 @@ impl LocalStorage {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root).to_owned();
         let temp = self.write_temp(object)?;
-        if !dir.is_dir() {
-            Self::create_dirs(&dir)?;
-        }
+        self.settle(&dir)?;
         Ok((temp, path, dir))
     }
 
