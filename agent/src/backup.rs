@@ -197,7 +197,27 @@ impl Backup<'_> {
         }
     }
 
+    /// Stores the pinned files. If the parent's lists or maps turn out to be damaged, or were deleted meanwhile, the
+    /// files are read once more without it: damage in one snapshot must not stand in the way of all later ones.
     async fn read(
+        &self,
+        source: &dyn Source,
+        pinned: &Pinned,
+        parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
+        known: Arc<MemoryIndex>,
+    ) -> Result<Ingest, BackupError> {
+        use pbmfs_repo::ErrorKind::{Damaged, NotFound};
+        let name = parent.as_ref().map(|p| p.snapshot().clone());
+        match (self.read_once(source, pinned, parent, known.clone()).await, name) {
+            (Err(BackupError::Repo(e)), Some(name)) if matches!(e.kind(), Damaged | NotFound) => {
+                tracing::warn!("the previous snapshot {name} cannot be built on, all is read again: {e}");
+                self.read_once(source, pinned, None, known).await
+            }
+            (done, _) => done,
+        }
+    }
+
+    async fn read_once(
         &self,
         source: &dyn Source,
         pinned: &Pinned,
