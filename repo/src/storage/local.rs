@@ -33,8 +33,8 @@ const SWEEP_AGE: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub struct LocalStorage {
     root: PathBuf,
-    /// Directories below the root whose names are known to be durable.
-    settled: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Directories whose own names this process knows to be durable.
+    durable: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 static TMP_NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -44,7 +44,7 @@ impl LocalStorage {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
-            settled: Arc::default(),
+            durable: Arc::default(),
         }
     }
 
@@ -92,19 +92,25 @@ impl LocalStorage {
         }
     }
 
-    /// Makes a directory below the root and sees to it that its name is durable. That it is there is not enough: another
-    /// process may have made it just now and not have synced its parent yet, and what we put into it would be lost with
-    /// it. Costs a sync for each directory and process.
-    fn settle(&self, dir: &Path) -> io::Result<()> {
-        let known = || self.settled.lock().unwrap_or_else(PoisonError::into_inner);
-        if !dir.starts_with(&self.root) || dir == self.root || known().contains(dir) && dir.is_dir() {
+    /// Makes the directory of an object if it is not there. Whoever else made it may not have synced its name yet, so
+    /// that is done once by every process: an object is not durable in a directory that is not.
+    fn ensure_dir(&self, dir: &Path) -> io::Result<()> {
+        let known =
+            |set: &Mutex<HashSet<PathBuf>>| set.lock().unwrap_or_else(PoisonError::into_inner).contains(dir);
+        let exists = dir.is_dir();
+        if exists && known(&self.durable) {
             return Ok(());
         }
-        let parent = dir.parent().unwrap_or(&self.root);
-        self.settle(parent)?;
-        Self::create_dirs(dir)?;
-        sync_dir(parent)?;
-        known().insert(dir.to_owned());
+        if !exists {
+            Self::create_dirs(dir)?;
+        }
+        for parent in dir.ancestors().skip(1).take_while(|p| p.starts_with(&self.root)) {
+            sync_dir(parent)?;
+        }
+        self.durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(dir.to_owned());
         Ok(())
     }
 
@@ -135,7 +141,7 @@ impl LocalStorage {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root).to_owned();
         let temp = self.write_temp(object)?;
-        self.settle(&dir)?;
+        self.ensure_dir(&dir)?;
         Ok((temp, path, dir))
     }
 
