@@ -23,15 +23,25 @@ const COMMIT_ATTEMPTS: u32 = 5;
 /// How many seconds further a name is looked for when the present second's is taken.
 const NAME_ATTEMPTS: u32 = 120;
 
-/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind, as a
-/// crash would: gc deals with that.
+/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind and ends its
+/// beats, as a crash would: gc deals with that.
 pub struct Session {
     repo: Repository,
     name: SnapshotName,
     lease: LeaseId,
     /// Packs that were listed and not condemned, with their lengths.
     allowed: Arc<HashMap<PackId, u64>>,
-    beats: JoinHandle<()>,
+    beats: Beats,
+}
+
+/// The task that raises the counter. It ends with this value, whichever way that goes: a lease that nobody works under
+/// must not look alive.
+struct Beats(JoinHandle<()>);
+
+impl Drop for Beats {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How a commit ended, when it did not fail.
@@ -52,7 +62,7 @@ impl Session {
         let (lease, name) = take_lease(repo, purpose, now).await?;
         match read_allowed(repo).await {
             Ok(allowed) => {
-                let beats = tokio::spawn(beat(repo.storage().clone(), lease));
+                let beats = Beats(tokio::spawn(beat(repo.storage().clone(), lease)));
                 Ok(Self {
                     repo: repo.clone(),
                     name,
@@ -125,7 +135,7 @@ impl Session {
         if decided.is_none() {
             decided = self.give_up(&*storage).await;
         }
-        self.beats.abort();
+        self.beats.0.abort();
         match decided {
             Some(Decided::Committed) => {
                 remove_lease(&*storage, &self.lease).await;
@@ -206,7 +216,7 @@ impl Session {
 
     /// Ends a session that never tried to commit. Packs that it put are garbage, which gc removes.
     pub async fn abandon(self) {
-        self.beats.abort();
+        self.beats.0.abort();
         remove_lease(&**self.repo.storage(), &self.lease).await;
     }
 }
@@ -249,10 +259,15 @@ async fn take_lease(
             started: now,
         };
         let lease_key = ObjectKey::lease(&lease);
-        if let Err(e) = storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
-            // It may be there all the same, or land later: then gc removes it.
-            remove_lease(storage, &lease).await;
-            return Err(e.into());
+        match storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
+            Ok(PutOutcome::Created) => {}
+            // Another writer's: a lease is used once.
+            Ok(PutOutcome::Exists) => continue,
+            Err(e) => {
+                // It may be there all the same, or land later: then gc removes it.
+                remove_lease(storage, &lease).await;
+                return Err(e.into());
+            }
         }
         match rivals(storage, &lease, &key).await {
             Ok(0) => return Ok((lease, name)),
