@@ -3,6 +3,7 @@
 use pbmfs_agent::ErrorKind as SourceKind;
 use pbmfs_agent::SourceError;
 use pbmfs_agent::backup::BackupError;
+use pbmfs_agent::restore::RestoreError;
 use pbmfs_fusefs::{MountError, MountErrorKind};
 use pbmfs_repo::{ErrorKind as RepoKind, RepoError};
 use serde::Serialize;
@@ -145,6 +146,12 @@ impl From<BackupError> for Failure {
             BackupError::Repo(e) => e.into(),
             other => Self::usage(other.to_string()),
         }
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(e: RestoreError) -> Self {
+        Self::new(repo_kind(e.kind()), e.to_string())
     }
 }
 

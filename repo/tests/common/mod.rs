@@ -1,6 +1,8 @@
 //! Files in memory, and their backup into a repository.
 #![allow(dead_code)]
 
+pub mod forge;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -12,6 +14,11 @@ use pbmfs_repo::map::MapParams;
 use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
 use pbmfs_repo::storage::Storage;
 use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+
+/// Whether long campaigns run whole: `PBMFS_CAMPAIGN=full`.
+pub fn full() -> bool {
+    std::env::var("PBMFS_CAMPAIGN").is_ok_and(|v| v == "full")
+}
 
 /// splitmix64: good enough for data, and the same everywhere.
 pub struct Dice(pub u64);
@@ -133,12 +140,44 @@ pub fn sample_files(seed: u64) -> Files {
     mixed.extend(vec![0; 900_000]);
     mixed.extend(dice.bytes(65_536 * 3));
     files.0.insert("mixed.wt".into(), Some(mixed));
+    files
+        .0
+        .insert("scattered.1k".into(), Some(scattered_bytes(&mut dice, 500)));
     for i in 0..300 {
         let n = dice.below(9000) as usize;
         files.0.insert(format!("small/{i:04}.wt"), Some(dice.bytes(n)));
     }
     files.0.insert("small".into(), None);
     files
+}
+
+/// Blocks of 1 KiB, so that small files have maps of several levels.
+struct SmallCutter;
+
+impl Cutter for SmallCutter {
+    fn cut(&mut self, _: u64, window: &[u8], last: bool) -> Vec<u32> {
+        let mut out = vec![1024; window.len() / 1024];
+        let rest = window.len() % 1024;
+        if last && rest > 0 {
+            out.push(rest as u32);
+        }
+        out
+    }
+}
+
+/// Blocks of 1 KiB in an order that leaves hardly a run: some come twice, some are holes.
+pub fn scattered_bytes(dice: &mut Dice, blocks: usize) -> Vec<u8> {
+    let some = dice.bytes(64 * 1024);
+    let mut out = Vec::with_capacity(blocks * 1024);
+    for _ in 0..blocks {
+        let from = dice.below(64) as usize * 1024;
+        match dice.below(8) {
+            0 => out.extend([0; 1024]),
+            1 => out.extend(dice.bytes(1024)),
+            _ => out.extend_from_slice(&some[from..from + 1024]),
+        }
+    }
+    out
 }
 
 struct Memory(Files);
@@ -155,8 +194,12 @@ impl Input for Memory {
         Ok(Box::new(io::Cursor::new(bytes)))
     }
 
-    fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {
-        Box::new(FixedCutter)
+    fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter> {
+        if file.path.ends_with(".1k") {
+            Box::new(SmallCutter)
+        } else {
+            Box::new(FixedCutter)
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -192,8 +235,18 @@ pub async fn backup(
     files: &Files,
     parent: Option<&SnapshotDoc>,
 ) -> Result<SnapshotDoc, RepoError> {
+    backup_metas(repo, files, files.metas(), parent).await
+}
+
+/// A backup whose list of files may differ from what is there.
+pub async fn backup_metas(
+    repo: &Repository,
+    files: &Files,
+    metas: Vec<FileMeta>,
+    parent: Option<&SnapshotDoc>,
+) -> Result<SnapshotDoc, RepoError> {
     let session = Session::begin(repo, "backup", jiff::Timestamp::now()).await?;
-    match store(repo, &session, files, parent).await {
+    match store(repo, &session, files, metas, parent).await {
         Ok(doc) => session.commit(&doc).await.map(|()| doc),
         Err(e) => {
             session.abandon().await;
@@ -202,10 +255,11 @@ pub async fn backup(
     }
 }
 
-async fn store(
+pub async fn store(
     repo: &Repository,
     session: &Session,
     files: &Files,
+    metas: Vec<FileMeta>,
     parent: Option<&SnapshotDoc>,
 ) -> Result<SnapshotDoc, RepoError> {
     let parent = match parent {
@@ -214,7 +268,7 @@ async fn store(
     };
     let job = Job {
         input: Arc::new(Memory(files.clone())),
-        files: files.metas(),
+        files: metas,
         parent,
         known: Arc::new(MemoryIndex::load(session).await?),
         options: OPTIONS,
