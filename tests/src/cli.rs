@@ -33,6 +33,7 @@ pub struct PbmFs {
     program: PathBuf,
     repo: Option<PathBuf>,
     directory: Option<PathBuf>,
+    home: Option<PathBuf>,
     user: Option<u32>,
     tag: String,
 }
@@ -46,6 +47,7 @@ impl PbmFs {
             program: pbmfs_bin().unwrap_or_else(|error| panic!("{error}")),
             repo: None,
             directory: None,
+            home: None,
             user: None,
             tag: format!("{}-{count}", std::process::id()),
         }
@@ -74,6 +76,13 @@ impl PbmFs {
         self
     }
 
+    /// Run with this home directory, and no other place for caches.
+    #[must_use]
+    pub fn at_home(mut self, home: impl Into<PathBuf>) -> Self {
+        self.home = Some(home.into());
+        self
+    }
+
     /// Run by this user.
     #[must_use]
     pub fn as_user(mut self, user: u32) -> Self {
@@ -97,6 +106,9 @@ impl PbmFs {
         command.env(TAG, &self.tag).args(args);
         if let Some(repo) = &self.repo {
             command.env("PBMFS_REPO", repo);
+        }
+        if let Some(home) = &self.home {
+            command.env("HOME", home).env_remove("XDG_CACHE_HOME");
         }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);

@@ -33,6 +33,7 @@ pub mod binary;
 pub mod campaign;
 pub mod cli;
 pub mod compare;
+pub mod damage;
 pub mod data;
 pub mod error;
 pub mod mongod;
