@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pbmfs_repo::files::{FileKind, FileMeta};
+use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
 use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ingest};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
@@ -17,7 +17,7 @@ use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
 
 use crate::error::SourceError;
 use crate::quiet_read::QuietFile;
-use crate::source::{self, NodeInfo, Pinned, Source, SourceFile};
+use crate::source::{NodeInfo, Pinned, Source, SourceFile};
 
 /// How often the pin is looked at while files are read.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
@@ -283,10 +283,7 @@ async fn cancelled(cancel: &Cancel) {
 fn file_meta(file: &SourceFile) -> FileMeta {
     FileMeta {
         path: file.path.clone(),
-        kind: match file.kind {
-            source::FileKind::Regular => FileKind::Regular,
-            source::FileKind::Directory => FileKind::Directory,
-        },
+        kind: file.kind,
         mode: file.mode,
         uid: file.uid,
         gid: file.gid,

@@ -1,4 +1,5 @@
 //! Arbitrary bytes, and valid ones of which a few are spoilt, never make a decoder panic.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

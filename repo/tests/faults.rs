@@ -1,5 +1,6 @@
 //! A storage that fails, delays, or succeeds and reports failure, at every call of a backup: what the session says
 //! of the commit is what stands at the commit key (GC.md rule 5).
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The worked examples of `docs/format.md`: what the document says is what the code does.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! Writers against each other, against somebody who takes them for dead, and readers against deletion (GC.md rules
 //! 5 to 8).
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -135,6 +135,8 @@ impl Work<'_> {
                 self.maps.stop.check()?;
                 state = self.wait(state, Duration::from_millis(50));
             }
+            // A read that failed has landed, too.
+            self.maps.stop.check()?;
             state.through = Some(window.end);
         }
         Ok(())

@@ -91,7 +91,7 @@ pub(crate) fn run(job: Job, mut packer: Packer, handle: &Handle) -> Result<Inges
     });
     let (segments, packed) = (Pool::default(), Pool::default());
     let threads = job.options.threads.max(1);
-    let outcome = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         for _ in 0..threads {
             let (from, to) = (from_reader.clone(), to_packer.clone());
             let (poison, known) = (poison.clone(), job.known.clone());
@@ -130,7 +130,6 @@ pub(crate) fn run(job: Job, mut packer: Packer, handle: &Handle) -> Result<Inges
         // Unblocks everybody who still has something to hand over.
         drop(results);
     });
-    let () = outcome;
     if let Some(e) = poison.take_error() {
         handle.block_on(packer.abort());
         return Err(e);

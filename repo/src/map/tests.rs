@@ -289,7 +289,7 @@ fn edits_of(round: &Round, trailers: &[Trailer], new_len: u64) -> Vec<Edit> {
     let mut out: Vec<Edit> = Vec::new();
     for (at, runs) in starts {
         // In the order of their starts, scaled to the length; an edit begins behind the one before it.
-        let start = (u64::from(*at) * new_len >> 32).max(out.last().map_or(0, Edit::end));
+        let start = ((u64::from(*at) * new_len) >> 32).max(out.last().map_or(0, Edit::end));
         let mut edit = Edit::at(start);
         for run in runs {
             if edit.end() < new_len {
@@ -334,7 +334,7 @@ proptest! {
             world.change(&edits, new_len);
             world.check_form();
             world.assert_reads(0..world.len);
-            let place = |x: u32| u64::from(x) * (world.len + 2) >> 32;
+            let place = |x: u32| (u64::from(x) * (world.len + 2)) >> 32;
             let (a, b) = reads[i % reads.len()];
             let (a, b) = (place(a.min(b)), place(a.max(b)));
             world.assert_reads(a..b);

@@ -1,7 +1,9 @@
 //! Files in memory, and their backup into a repository.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod forge;
+pub mod gc_tool;
+pub mod golden;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -9,11 +11,13 @@ use std::sync::Arc;
 
 use pbmfs_repo::files::{FileKind, FileMeta, path_order};
 use pbmfs_repo::index::MemoryIndex;
-use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, NoProgress, ingest};
+use pbmfs_repo::ingest::{
+    Cancel, Cutter, FixedCutter, IngestOptions, Ingested, Input, Job, NoProgress, ingest,
+};
 use pbmfs_repo::map::MapParams;
 use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
 use pbmfs_repo::storage::Storage;
-use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+use pbmfs_repo::{ReplsetReader, RepoError, Repository, Session, SnapshotReader};
 
 /// Whether long campaigns run whole: `PBMFS_CAMPAIGN=full`.
 pub fn full() -> bool {
@@ -266,16 +270,7 @@ pub async fn store(
         Some(doc) => Some(SnapshotReader::open(repo, doc.clone()).await?.replsets()[0].clone()),
         None => None,
     };
-    let job = Job {
-        input: Arc::new(Memory(files.clone())),
-        files: metas,
-        parent,
-        known: Arc::new(MemoryIndex::load(session).await?),
-        options: OPTIONS,
-        progress: Arc::new(NoProgress),
-        cancel: Cancel::default(),
-    };
-    let done = ingest(session, job).await?;
+    let done = ingest_files(session, files, metas, parent).await?;
     Ok(SnapshotDoc {
         name: session.name().clone(),
         lease: session.lease(),
@@ -315,4 +310,23 @@ pub async fn assert_same(repo: &Repository, doc: &SnapshotDoc, files: &Files) {
             assert!(read == *bytes, "{} differs", meta.path);
         }
     }
+}
+
+/// Stores the files of one replica set.
+pub async fn ingest_files(
+    session: &Session,
+    files: &Files,
+    metas: Vec<FileMeta>,
+    parent: Option<Arc<ReplsetReader>>,
+) -> Result<Ingested, RepoError> {
+    let job = Job {
+        input: Arc::new(Memory(files.clone())),
+        files: metas,
+        parent,
+        known: Arc::new(MemoryIndex::load(session).await?),
+        options: OPTIONS,
+        progress: Arc::new(NoProgress),
+        cancel: Cancel::default(),
+    };
+    ingest(session, job).await
 }
