@@ -66,8 +66,12 @@ struct Growing {
 }
 
 impl MapWriter {
-    /// Writes into `sink`.
+    /// Writes into `sink`. Smaller sizes than a node of two children needs are raised to that.
     pub fn new(sink: PackSink, params: MapParams) -> Self {
+        let params = MapParams {
+            leaf: params.leaf.max(64),
+            inner: params.inner.max(128),
+        };
         Self { sink, params }
     }
 
