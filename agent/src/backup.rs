@@ -5,11 +5,11 @@
 //! Whatever fails, the source is released, the lease removed, and no snapshot exists.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pbmfs_repo::files::{FileKind, FileMeta};
+use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
 use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ingest};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
@@ -17,7 +17,7 @@ use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
 
 use crate::error::SourceError;
 use crate::quiet_read::QuietFile;
-use crate::source::{self, NodeInfo, Pinned, Source, SourceFile};
+use crate::source::{NodeInfo, Pinned, Source, SourceFile};
 
 /// How often the pin is looked at while files are read.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
@@ -38,6 +38,8 @@ pub struct BackupOptions {
     pub threads: Option<usize>,
     /// Program and version, for the snapshot.
     pub tool: String,
+    /// Where the repository lies, if it is a local directory: it must not be part of its own backup.
+    pub repository: Option<PathBuf>,
 }
 
 /// A step of a backup, for whoever watches.
@@ -76,6 +78,14 @@ pub enum BackupError {
     /// The repository, or a file that could not be read.
     #[error(transparent)]
     Repo(#[from] RepoError),
+    /// The repository would be backed up into itself.
+    #[error("the repository {repository} lies inside {root}, which is to be backed up: move it elsewhere")]
+    RepositoryInside {
+        /// The repository.
+        repository: PathBuf,
+        /// The source's directory.
+        root: PathBuf,
+    },
     /// A replica set's name cannot be a directory in a mount.
     #[error("\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\"")]
     BadReplsetName(String),
@@ -139,6 +149,7 @@ impl Backup<'_> {
             pinned = source.open() => pinned?,
             () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
         };
+        self.check_apart(&pinned.root)?;
         let name = match (&self.options.replset, &pinned.info.replset) {
             (Some(name), _) | (None, Some(name)) => name.clone(),
             (None, None) => STANDALONE.into(),
@@ -153,6 +164,15 @@ impl Backup<'_> {
         self.progress.phase(Phase::Committing);
         source.release().await?;
         Ok(self.document(cluster, name, &pinned.info, stats))
+    }
+
+    fn check_apart(&self, root: &Path) -> Result<(), BackupError> {
+        let Some(repository) = &self.options.repository else { return Ok(()) };
+        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if resolved(repository).starts_with(resolved(root)) {
+            return Err(BackupError::RepositoryInside { repository: repository.clone(), root: root.to_owned() });
+        }
+        Ok(())
     }
 
     /// The newest snapshot of the same replica set. A wrong guess costs deduplication and nothing else.
@@ -263,10 +283,7 @@ async fn cancelled(cancel: &Cancel) {
 fn file_meta(file: &SourceFile) -> FileMeta {
     FileMeta {
         path: file.path.clone(),
-        kind: match file.kind {
-            source::FileKind::Regular => FileKind::Regular,
-            source::FileKind::Directory => FileKind::Directory,
-        },
+        kind: file.kind,
         mode: file.mode,
         uid: file.uid,
         gid: file.gid,

@@ -4,12 +4,12 @@
 //! pinned. The reader opens `root.join(path)` itself and reads `size` bytes; a file may grow behind that (a log in
 //! the dbPath), which is no part of the backup.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use pbmfs_dbpath::LeftOutReason;
+pub use pbmfs_repo::files::{FileKind, path_order};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SourceError;
@@ -62,16 +62,6 @@ pub struct SourceFile {
     pub gid: u32,
     /// Last modification.
     pub mtime: FileTime,
-}
-
-/// Kinds of files that a backup holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FileKind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    Regular,
 }
 
 /// Seconds and nanoseconds since 1970, as the file system keeps them.
@@ -229,14 +219,6 @@ pub struct DbHashes {
     pub collections: BTreeMap<String, String>,
     /// Documents in each collection, counted one by one; without those that the user may not read.
     pub counts: BTreeMap<String, u64>,
-}
-
-/// The order of a listing: component by component as bytes, so that a directory is followed by all that it holds
-/// (`a` < `a/b` < `a.b`, although `.` sorts before `/`).
-pub fn path_order(a: &str, b: &str) -> Ordering {
-    a.split('/')
-        .map(str::as_bytes)
-        .cmp(b.split('/').map(str::as_bytes))
 }
 
 #[cfg(test)]

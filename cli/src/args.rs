@@ -105,12 +105,11 @@ Examples:
   pbm-fs backup --dbpath /mnt/lvm-snapshot --replset rs0
 
 With --uri the member is locked with fsyncLock while its files are read: reads go on, writes wait. A secondary on
-this machine is taken unless --node or directConnection=true says otherwise. The password may also stand in the
-environment variable PBMFS_URI together with the rest of the URI, where no process list shows it.")]
-#[group(id = "source", required = true, multiple = false, args = ["uri", "dbpath"])]
+this machine is taken unless --node or directConnection=true says otherwise. A process list shows a password that
+stands in --uri; in the environment variable PBMFS_URI it is not shown.")]
 pub struct Backup {
-    /// Connection string of a running mongod or replica set
-    #[arg(long, env = "PBMFS_URI", hide_env_values = true, value_name = "URI")]
+    /// Connection string of a running mongod or replica set (or in the environment variable PBMFS_URI)
+    #[arg(long, value_name = "URI", conflicts_with = "dbpath")]
     pub uri: Option<String>,
     /// Directory of a stopped mongod, or a file-system snapshot of one
     #[arg(long, value_name = "DIR")]

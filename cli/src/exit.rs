@@ -3,6 +3,7 @@
 use pbmfs_agent::ErrorKind as SourceKind;
 use pbmfs_agent::SourceError;
 use pbmfs_agent::backup::BackupError;
+use pbmfs_agent::restore::RestoreError;
 use pbmfs_fusefs::{MountError, MountErrorKind};
 use pbmfs_repo::{ErrorKind as RepoKind, RepoError};
 use serde::Serialize;
@@ -148,12 +149,19 @@ impl From<BackupError> for Failure {
     }
 }
 
+impl From<RestoreError> for Failure {
+    fn from(e: RestoreError) -> Self {
+        Self::new(repo_kind(e.kind()), e.to_string())
+    }
+}
+
 impl From<MountError> for Failure {
     fn from(e: MountError) -> Self {
         let kind = match e.kind() {
             MountErrorKind::Usage => Kind::Usage,
             MountErrorKind::NotFound => Kind::NotFound,
             MountErrorKind::Busy => Kind::Busy,
+            MountErrorKind::Damaged => Kind::Damaged,
             MountErrorKind::Unsupported => Kind::Unsupported,
             _ => Kind::Error,
         };

@@ -55,6 +55,16 @@ pub struct FileMeta {
     pub size: u64,
 }
 
+impl FileMeta {
+    /// Whether a file list can hold it: permission bits alone, less than a second of nanoseconds, no directory with
+    /// bytes.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.mode <= 0o7777
+            && self.mtime.1 < 1_000_000_000
+            && (self.kind == FileKind::Regular || self.size == 0)
+    }
+}
+
 /// An entry of a file list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEntry {
@@ -127,9 +137,6 @@ fn decode_entry(r: &mut Reader<'_>, previous: &str, own: &PackId) -> Result<File
     };
     let (mode, uid, gid) = (r.varint32()?, r.varint32()?, r.varint32()?);
     let mtime = (r.zigzag()?, r.varint32()?);
-    if mode > 0o7777 || mtime.1 >= 1_000_000_000 {
-        return Err(bad("mode or mtime"));
-    }
     let size = r.varint()?;
     let root = match r.u8()? {
         0 => MapRoot::Empty,
@@ -153,21 +160,22 @@ fn decode_entry(r: &mut Reader<'_>, previous: &str, own: &PackId) -> Result<File
         }
         _ => return Err(bad("map root")),
     };
-    if (root == MapRoot::Empty) != (size == 0) || kind == FileKind::Directory && size != 0 {
+    if (root == MapRoot::Empty) != (size == 0) {
         return Err(bad("file size"));
     }
-    Ok(FileEntry {
-        meta: FileMeta {
-            path,
-            kind,
-            mode,
-            uid,
-            gid,
-            mtime,
-            size,
-        },
-        root,
-    })
+    let meta = FileMeta {
+        path,
+        kind,
+        mode,
+        uid,
+        gid,
+        mtime,
+        size,
+    };
+    if !meta.is_sound() {
+        return Err(bad("mode, mtime or size"));
+    }
+    Ok(FileEntry { meta, root })
 }
 
 fn decode_chunk(bytes: &[u8], count: usize, own: &PackId) -> Result<Vec<FileEntry>, FormatError> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::error::{FormatError, RepoError, Result};
+use crate::error::{ErrorKind, FormatError, RepoError, Result};
 use crate::files::{FileEntry, FileList};
 use crate::id::{PackNo, Slot, SnapshotName};
 use crate::map::{Extent, ExtentKind, MapReader, MapRoot, PlacedExtent};
@@ -129,7 +129,7 @@ impl ReplsetReader {
         &self.maps
     }
 
-    /// Turns `Missing` into `Deleted` if the snapshot was deleted meanwhile.
+    /// Turns what is missing or damaged into `Deleted` if the snapshot was deleted meanwhile.
     ///
     /// # Errors
     /// The error of `result`, perhaps explained.
@@ -272,9 +272,10 @@ pub fn packed_range(trailer: &Trailer, slots: Range<u32>) -> Option<Range<u32>> 
 
 async fn explain<T>(repo: &Repository, name: &SnapshotName, result: Result<T>) -> Result<T> {
     match result {
-        Err(RepoError::Missing { key }) => match repo.committed(name).await {
+        // Not only what is missing: a relocation of a pack that other snapshots still use tells of their slots alone.
+        Err(e) if e.kind() == ErrorKind::Damaged => match repo.committed(name).await {
             Ok(Some(Committed::Tombstone(_))) => Err(RepoError::Deleted(name.clone())),
-            _ => Err(RepoError::Missing { key }),
+            _ => Err(e),
         },
         other => other,
     }

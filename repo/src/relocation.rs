@@ -9,7 +9,7 @@ use crate::envelope::{self, ObjectKind};
 use crate::error::FormatError;
 use crate::id::{PackId, Slot};
 use crate::key::ObjectKey;
-use crate::pack::{PackLoc, Trailer};
+use crate::pack::{MAX_SLOTS, PackLoc, Trailer};
 use crate::wire::{Reader, Writer};
 
 /// Where one slot of an old pack is now.
@@ -69,14 +69,19 @@ impl Relocation {
             .collect::<Result<Vec<_>, _>>()?;
         let mut targets = Vec::with_capacity(trailer.slots().len());
         for _ in 0..trailer.len() {
-            targets.push(match r.varint32()? {
-                0 => None,
-                n if (n as usize) <= packs.len() => Some(Target {
-                    pack: n - 1,
-                    slot: Slot(r.varint32()?),
-                }),
-                _ => return Err(FormatError::BadField("target")),
-            });
+            let pack = r.varint32()?;
+            if pack == 0 {
+                targets.push(None);
+                continue;
+            }
+            let slot = r.varint32()?;
+            if pack as usize > packs.len() || slot as usize >= MAX_SLOTS {
+                return Err(FormatError::BadField("target"));
+            }
+            targets.push(Some(Target {
+                pack: pack - 1,
+                slot: Slot(slot),
+            }));
         }
         r.end()?;
         Ok(Self {

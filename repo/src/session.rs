@@ -100,6 +100,8 @@ impl Session {
         let storage = self.repo.storage().clone();
         let object = doc.to_object(&key);
         let mut last = None;
+        // Whether an attempt may have landed, now or later, although it failed.
+        let mut open = false;
         let mut decided = None;
         for attempt in 0..COMMIT_ATTEMPTS {
             match storage.put_if_absent(&key, object.clone()).await {
@@ -108,6 +110,7 @@ impl Session {
                 Err(e) => {
                     tracing::warn!("commit of {}: {e}", self.name);
                     let hopeless = !e.outcome_unknown();
+                    open |= !hopeless;
                     last = Some(e);
                     if hopeless {
                         break;
@@ -134,12 +137,24 @@ impl Session {
             }
             Some(Decided::GivenUp) => {
                 remove_lease(&*storage, &self.lease).await;
-                Err(last.map_or_else(|| unreadable_commit(&key), RepoError::Storage))
+                Err(last.unwrap_or_else(|| unreadable_commit(&key)).into())
             }
-            None => Err(RepoError::CommitUnknown {
-                name: self.name,
-                source: last.unwrap_or(StorageError::NotFound(key)),
-            }),
+            None => {
+                // A full or read-only storage takes no tombstone either. If it said of every attempt that nothing was
+                // done, and nothing is there, its own error tells more; the lease stays nevertheless.
+                let absent = storage.head(&key).await.is_err_and(|e| e.is_not_found());
+                Err(match last {
+                    Some(e) if absent && !open => e.into(),
+                    Some(source) => RepoError::CommitUnknown {
+                        name: self.name,
+                        source,
+                    },
+                    None => RepoError::CommitUnknown {
+                        name: self.name,
+                        source: unreadable_commit(&key),
+                    },
+                })
+            }
         }
     }
 
@@ -157,7 +172,11 @@ impl Session {
             Ok(Committed::Snapshot(_)) => Decided::Lost("another backup".into()),
             Ok(Committed::Tombstone(t)) if t.lease == Some(self.lease) => Decided::GivenUp,
             Ok(Committed::Tombstone(t)) => Decided::Lost(format!("a tombstone ({})", t.why)),
-            Err(e) => Decided::Lost(format!("a damaged object ({e})")),
+            // It may be our own snapshot, damaged on its way here: read again, and never take it for lost.
+            Err(e) => {
+                tracing::warn!("commit of {}: {e}", self.name);
+                return None;
+            }
         })
     }
 
@@ -192,12 +211,12 @@ impl Session {
     }
 }
 
-fn unreadable_commit(key: &ObjectKey) -> RepoError {
-    RepoError::Storage(StorageError::Failed {
+fn unreadable_commit(key: &ObjectKey) -> StorageError {
+    StorageError::Failed {
         op: "commit",
         key: key.to_string(),
-        reason: "what stands there could not be read".into(),
-    })
+        reason: "what stands there cannot be read".into(),
+    }
 }
 
 /// Puts a lease whose commit key nobody has used and no other lease names.
@@ -208,12 +227,14 @@ async fn take_lease(
 ) -> Result<(LeaseId, SnapshotName)> {
     let storage = &**repo.storage();
     let mut moment = now;
+    let mut step = 0;
     for _ in 0..NAME_ATTEMPTS {
+        moment = moment
+            .saturating_add(jiff::SignedDuration::from_secs(step))
+            .unwrap_or(moment);
+        step = 1;
         let name = SnapshotName::at(moment);
         let key = ObjectKey::snapshot(&name);
-        moment = moment
-            .saturating_add(jiff::SignedDuration::from_secs(1))
-            .unwrap_or(moment);
         match storage.head(&key).await {
             Ok(_) => continue,
             Err(e) if e.is_not_found() => {}
@@ -228,13 +249,18 @@ async fn take_lease(
             started: now,
         };
         let lease_key = ObjectKey::lease(&lease);
-        // If this fails with an unknown outcome a lease without a writer may stay, which gc removes.
-        storage
-            .put_if_absent(&lease_key, doc.to_object(&lease_key))
-            .await?;
+        if let Err(e) = storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
+            // It may be there all the same, or land later: then gc removes it.
+            remove_lease(storage, &lease).await;
+            return Err(e.into());
+        }
         match rivals(storage, &lease, &key).await {
-            Ok(false) => return Ok((lease, name)),
-            Ok(true) => remove_lease(storage, &lease).await,
+            Ok(0) => return Ok((lease, name)),
+            Ok(rivals) => {
+                remove_lease(storage, &lease).await;
+                // Those who gave way to each other must not meet again and again.
+                step += i64::from(draw16(&**repo.randomness())[0]) % (2 * rivals);
+            }
             Err(e) => {
                 remove_lease(storage, &lease).await;
                 return Err(e);
@@ -246,8 +272,10 @@ async fn take_lease(
     ))
 }
 
-/// Whether another lease names the same commit key. Of two that see each other both give way.
-async fn rivals(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Result<bool> {
+/// How many others have the commit key: leases that name it, or what stands there. Of two that see each other both
+/// give way.
+async fn rivals(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Result<i64> {
+    let mut rivals = 0;
     for listed in list_all(storage, prefix::LEASES).await? {
         if listed.key == ObjectKey::lease(own) {
             continue;
@@ -255,14 +283,19 @@ async fn rivals(storage: &dyn Storage, own: &LeaseId, key: &ObjectKey) -> Result
         match storage.get(&listed.key).await {
             Ok(object) => {
                 if LeaseDoc::from_object(&listed.key, &object).is_ok_and(|l| l.commit_key == key.as_str()) {
-                    return Ok(true);
+                    rivals += 1;
                 }
             }
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(false)
+    // Somebody may have committed and gone between our first look and our lease.
+    match storage.head(key).await {
+        Ok(_) => Ok(rivals + 1),
+        Err(e) if e.is_not_found() => Ok(rivals),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Packs that were listed after the condemned lists were read, and are on none of them.
@@ -280,8 +313,12 @@ async fn read_allowed(repo: &Repository) -> Result<HashMap<PackId, u64>> {
     let packs = list_all(storage, prefix::PACKS).await?;
     Ok(packs
         .into_iter()
-        .filter_map(|listed| Some((listed.key.last::<PackId>()?, listed.size)))
-        .filter(|(id, _)| !condemned.contains(id))
+        .filter_map(|listed| {
+            let id = listed.key.last::<PackId>()?;
+            // A copy that somebody keeps in another directory is no pack.
+            let usable = listed.key == ObjectKey::pack(&id) && !condemned.contains(&id);
+            usable.then_some((id, listed.size))
+        })
         .collect())
 }
 

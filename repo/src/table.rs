@@ -183,13 +183,12 @@ impl PackTable {
         Ok(out)
     }
 
-    /// Packs in which the table itself lies.
-    pub fn own_packs(&self) -> impl Iterator<Item = PackId> + '_ {
+    /// Places of the table's own blocks.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
         let chunks = self.chunks.len().saturating_sub(1);
         self.place
             .iter()
-            .map(|p| p.pack)
-            .chain(self.chunks[..chunks].iter().map(|c| c.1.pack))
+            .chain(self.chunks[..chunks].iter().map(|c| &c.1))
     }
 
     fn stored_chunks(&self) -> Vec<(u32, Place)> {

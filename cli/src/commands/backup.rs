@@ -44,6 +44,10 @@ impl BackupProgress for Shown {
 }
 
 pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
+    let uri = match (args.uri, &args.dbpath) {
+        (None, None) => std::env::var("PBMFS_URI").ok().filter(|uri| !uri.is_empty()),
+        (uri, _) => uri,
+    };
     let opened = open::repository(global).await?;
     open::sweep(global);
     let options = BackupOptions {
@@ -52,9 +56,10 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
         // An eighth of the memory is the repository's cache.
         memory: open::memory(global)? / 8 * 7,
         threads: global.threads.map(usize::from),
+        repository: open::directory(global),
         tool: concat!("pbm-fs ", env!("CARGO_PKG_VERSION")).into(),
     };
-    let mut source: Box<dyn Source> = match (args.uri, args.dbpath) {
+    let mut source: Box<dyn Source> = match (uri, args.dbpath) {
         (_, Some(dbpath)) => Box::new(DirectorySource::new(dbpath)),
         (Some(uri), None) => {
             let mut lock = LockOptions::new(uri);
@@ -64,7 +69,9 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
             lock.patience = Duration::from_secs(args.lock_timeout);
             Box::new(FsyncLockSource::new(lock))
         }
-        (None, None) => return Err(Failure::usage("give --uri URI or --dbpath DIR")),
+        (None, None) => return Err(Failure::usage(
+                "nothing says what to back up: give --uri URI for a running mongod, or --dbpath DIR for a stopped one",
+            )),
     };
     let shown = Arc::new(Shown(Meter::new(global)));
     let cancel = cancel_on_signal();

@@ -7,7 +7,7 @@ mod init;
 mod list;
 mod misc;
 mod mount;
-// mod restore;
+mod restore;
 
 use std::future::Future;
 
@@ -24,7 +24,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Backup(args) => block_on(backup::run(&global, args)),
         Command::List(_) => block_on(list::run(&global)),
         Command::DescribeBackup(args) => block_on(describe::run(&global, &args)),
-        Command::Restore(_) => Ok(Outcome::Done),
+        Command::Restore(args) => block_on(restore::run(&global, &args)),
         Command::Mount(args) => block_on(mount::mount(&global, args)),
         Command::Umount(args) => mount::umount(&global, &args),
         Command::Check(_) => Ok(Outcome::Done),

@@ -148,6 +148,13 @@ pub async fn ingest(session: &Session, job: Job) -> Result<Ingested> {
             reason,
         });
     }
+    // A reader would refuse the whole list.
+    if let Some(bad) = job.files.iter().find(|f| !f.is_sound()) {
+        return Err(RepoError::BadInput {
+            path: bad.path.clone(),
+            reason: "its mode, modification time or size is impossible".into(),
+        });
+    }
     let prepared = packer::Packer::prepare(session, &job).await?;
     let handle = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || stages::run(job, prepared, &handle))

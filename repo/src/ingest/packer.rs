@@ -36,6 +36,8 @@ pub(crate) struct Packer {
     /// Whether the parent's maps may be changed; otherwise every map is written anew, because a pack that holds
     /// nodes of theirs may not be referred to.
     inherit_maps: bool,
+    /// The parent's table, if its maps and so its numbers are not taken over.
+    renumbered: Option<Vec<TableEntry>>,
     table: TableBuilder,
     maps: MapWriter,
     own: OwnBlocks,
@@ -75,6 +77,7 @@ impl Packer {
         let repo = session.repo();
         let allowed = session.allowed().clone();
         let mut inherit_maps = true;
+        let mut renumbered = None;
         let table = match &job.parent {
             None => TableBuilder::default(),
             Some(parent) => {
@@ -84,7 +87,13 @@ impl Packer {
                 inherit_maps = entries
                     .iter()
                     .all(|e| e.kind != PackKind::Map || allowed.contains_key(&e.loc.id));
-                parent.explain(TableBuilder::inherit(table).await).await?
+                if inherit_maps {
+                    parent.explain(TableBuilder::inherit(table).await).await?
+                } else {
+                    // A new table, without the packs that are gone: the next snapshot can inherit from this one.
+                    renumbered = Some(entries);
+                    TableBuilder::default()
+                }
             }
         };
         let owner = Owner::Lease(session.lease());
@@ -105,6 +114,7 @@ impl Packer {
             progress: job.progress.clone(),
             parent: job.parent.clone(),
             inherit_maps,
+            renumbered,
             table,
             maps: MapWriter::new(sink, job.options.map),
             own: OwnBlocks::new(),
@@ -166,7 +176,9 @@ impl Packer {
                 Item::Same { len, .. } if inherits => file.offset += u64::from(*len),
                 Item::Hole { len, .. } => file.changed(Extent::hole((*len).into())),
                 Item::Same { len, pack, slot } => {
-                    file.changed(Extent::data((*len).into(), *pack, *slot, 1));
+                    let entry = self.renumbered.as_ref().and_then(|e| e.get(pack.0 as usize));
+                    let pack = entry.map_or(*pack, |entry| self.table.number(*entry));
+                    file.changed(Extent::data((*len).into(), pack, *slot, 1));
                 }
                 Item::Known { len, found } => {
                     let pack = self.table.number(TableEntry {

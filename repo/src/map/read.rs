@@ -47,25 +47,27 @@ impl MapReader {
     /// `DamagedBlock` if the bytes are wrong; `Missing`.
     pub async fn node(&self, place: &Place, level: u8, span: u64) -> Result<Arc<Node>> {
         let key = (place.pack, place.offset);
-        if let Some(found) = self.nodes.get(&key) {
-            return Ok(found);
-        }
-        let bytes = self.packs.read_place(place).await?;
-        let node = Node::decode(&bytes, &place.pack).and_then(|node| {
-            if node.level() != level {
-                return Err(FormatError::BadField("level"));
-            }
-            if node.span() != Some(span) {
-                return Err(FormatError::BadField("span"));
-            }
-            Ok(node)
-        });
-        let node = Arc::new(node.map_err(|reason| RepoError::DamagedBlock {
+        let bad = |reason| RepoError::DamagedBlock {
             pack: place.pack,
             slot: format!("at byte {}", place.offset),
             reason,
-        })?);
-        self.nodes.insert(key, node.clone());
+        };
+        let node = match self.nodes.get(&key) {
+            Some(found) => found,
+            None => {
+                let bytes = self.packs.read_place(place).await?;
+                let node = Arc::new(Node::decode(&bytes, &place.pack).map_err(bad)?);
+                self.nodes.insert(key, node.clone());
+                node
+            }
+        };
+        // A node in memory, too, was perhaps read for another parent.
+        if node.level() != level {
+            return Err(bad(FormatError::BadField("level")));
+        }
+        if node.span() != Some(span) {
+            return Err(bad(FormatError::BadField("span")));
+        }
         Ok(node)
     }
 

@@ -201,7 +201,12 @@ impl LocalStorage {
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
                 continue;
             };
-            let is_dir = entry.file_type()?.is_dir();
+            let kind = entry.file_type()?;
+            let is_dir = kind.is_dir();
+            // A symbolic link, a socket or a pipe is nothing of ours.
+            if !is_dir && !kind.is_file() {
+                continue;
+            }
             let key = if dir.is_empty() {
                 name
             } else {

@@ -1,5 +1,9 @@
 //! Files in memory, and their backup into a repository.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub mod forge;
+pub mod gc_tool;
+pub mod golden;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -7,11 +11,18 @@ use std::sync::Arc;
 
 use pbmfs_repo::files::{FileKind, FileMeta, path_order};
 use pbmfs_repo::index::MemoryIndex;
-use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, NoProgress, ingest};
+use pbmfs_repo::ingest::{
+    Cancel, Cutter, FixedCutter, IngestOptions, Ingested, Input, Job, NoProgress, ingest,
+};
 use pbmfs_repo::map::MapParams;
 use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
 use pbmfs_repo::storage::Storage;
-use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+use pbmfs_repo::{ReplsetReader, RepoError, Repository, Session, SnapshotReader};
+
+/// Whether long campaigns run whole: `PBMFS_CAMPAIGN=full`.
+pub fn full() -> bool {
+    std::env::var("PBMFS_CAMPAIGN").is_ok_and(|v| v == "full")
+}
 
 /// splitmix64: good enough for data, and the same everywhere.
 pub struct Dice(pub u64);
@@ -133,12 +144,44 @@ pub fn sample_files(seed: u64) -> Files {
     mixed.extend(vec![0; 900_000]);
     mixed.extend(dice.bytes(65_536 * 3));
     files.0.insert("mixed.wt".into(), Some(mixed));
+    files
+        .0
+        .insert("scattered.1k".into(), Some(scattered_bytes(&mut dice, 500)));
     for i in 0..300 {
         let n = dice.below(9000) as usize;
         files.0.insert(format!("small/{i:04}.wt"), Some(dice.bytes(n)));
     }
     files.0.insert("small".into(), None);
     files
+}
+
+/// Blocks of 1 KiB, so that small files have maps of several levels.
+struct SmallCutter;
+
+impl Cutter for SmallCutter {
+    fn cut(&mut self, _: u64, window: &[u8], last: bool) -> Vec<u32> {
+        let mut out = vec![1024; window.len() / 1024];
+        let rest = window.len() % 1024;
+        if last && rest > 0 {
+            out.push(rest as u32);
+        }
+        out
+    }
+}
+
+/// Blocks of 1 KiB in an order that leaves hardly a run: some come twice, some are holes.
+pub fn scattered_bytes(dice: &mut Dice, blocks: usize) -> Vec<u8> {
+    let some = dice.bytes(64 * 1024);
+    let mut out = Vec::with_capacity(blocks * 1024);
+    for _ in 0..blocks {
+        let from = dice.below(64) as usize * 1024;
+        match dice.below(8) {
+            0 => out.extend([0; 1024]),
+            1 => out.extend(dice.bytes(1024)),
+            _ => out.extend_from_slice(&some[from..from + 1024]),
+        }
+    }
+    out
 }
 
 struct Memory(Files);
@@ -155,8 +198,12 @@ impl Input for Memory {
         Ok(Box::new(io::Cursor::new(bytes)))
     }
 
-    fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {
-        Box::new(FixedCutter)
+    fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter> {
+        if file.path.ends_with(".1k") {
+            Box::new(SmallCutter)
+        } else {
+            Box::new(FixedCutter)
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -192,8 +239,18 @@ pub async fn backup(
     files: &Files,
     parent: Option<&SnapshotDoc>,
 ) -> Result<SnapshotDoc, RepoError> {
+    backup_metas(repo, files, files.metas(), parent).await
+}
+
+/// A backup whose list of files may differ from what is there.
+pub async fn backup_metas(
+    repo: &Repository,
+    files: &Files,
+    metas: Vec<FileMeta>,
+    parent: Option<&SnapshotDoc>,
+) -> Result<SnapshotDoc, RepoError> {
     let session = Session::begin(repo, "backup", jiff::Timestamp::now()).await?;
-    match store(repo, &session, files, parent).await {
+    match store(repo, &session, files, metas, parent).await {
         Ok(doc) => session.commit(&doc).await.map(|()| doc),
         Err(e) => {
             session.abandon().await;
@@ -202,26 +259,18 @@ pub async fn backup(
     }
 }
 
-async fn store(
+pub async fn store(
     repo: &Repository,
     session: &Session,
     files: &Files,
+    metas: Vec<FileMeta>,
     parent: Option<&SnapshotDoc>,
 ) -> Result<SnapshotDoc, RepoError> {
     let parent = match parent {
         Some(doc) => Some(SnapshotReader::open(repo, doc.clone()).await?.replsets()[0].clone()),
         None => None,
     };
-    let job = Job {
-        input: Arc::new(Memory(files.clone())),
-        files: files.metas(),
-        parent,
-        known: Arc::new(MemoryIndex::load(session).await?),
-        options: OPTIONS,
-        progress: Arc::new(NoProgress),
-        cancel: Cancel::default(),
-    };
-    let done = ingest(session, job).await?;
+    let done = ingest_files(session, files, metas, parent).await?;
     Ok(SnapshotDoc {
         name: session.name().clone(),
         lease: session.lease(),
@@ -261,4 +310,23 @@ pub async fn assert_same(repo: &Repository, doc: &SnapshotDoc, files: &Files) {
             assert!(read == *bytes, "{} differs", meta.path);
         }
     }
+}
+
+/// Stores the files of one replica set.
+pub async fn ingest_files(
+    session: &Session,
+    files: &Files,
+    metas: Vec<FileMeta>,
+    parent: Option<Arc<ReplsetReader>>,
+) -> Result<Ingested, RepoError> {
+    let job = Job {
+        input: Arc::new(Memory(files.clone())),
+        files: metas,
+        parent,
+        known: Arc::new(MemoryIndex::load(session).await?),
+        options: OPTIONS,
+        progress: Arc::new(NoProgress),
+        cancel: Cancel::default(),
+    };
+    ingest(session, job).await
 }
