@@ -91,7 +91,7 @@ impl Place {
 }
 
 /// More relocations than this one behind the other are taken for a cycle. gc keeps chains short.
-const MAX_HOPS: usize = 64;
+pub(crate) const MAX_HOPS: usize = 64;
 
 #[derive(Debug, Clone)]
 struct ByTrailer;
