@@ -400,21 +400,33 @@ impl Ran {
         assert_eq!(self.code, Some(code), "{self}");
         assert!(self.stdout.is_empty(), "an error is not for stdout: {self}");
         assert_eq!(self.stderr.lines().count(), 1, "not one line on stderr: {self}");
-        let error: Value = serde_json::from_str(&self.stderr).unwrap_or_else(|e| panic!("no JSON ({e}): {self}"));
+        let error: Value =
+            serde_json::from_str(&self.stderr).unwrap_or_else(|e| panic!("no JSON ({e}): {self}"));
         assert_eq!(error["error"]["exit_code"], code, "{self}");
         assert!(error["error"]["kind"].is_string(), "{self}");
         let message = error["error"]["message"].as_str();
-        message
-            .unwrap_or_else(|| panic!("no message: {self}"))
-            .to_owned()
+        message.unwrap_or_else(|| panic!("no message: {self}")).to_owned()
     }
 }
 
 /// A sentence is for people: no debug output of a program's insides, and not a page.
 #[track_caller]
 fn check_sentence(sentence: &str) {
-    assert!((10..600).contains(&sentence.len()), "too short or too long: {sentence}");
-    for inside in ["Some(", "Err(", "Ok(", "Error {", "Os {", " { ", "ErrorKind", "panicked", "RUST_"] {
+    assert!(
+        (10..600).contains(&sentence.len()),
+        "too short or too long: {sentence}"
+    );
+    for inside in [
+        "Some(",
+        "Err(",
+        "Ok(",
+        "Error {",
+        "Os {",
+        " { ",
+        "ErrorKind",
+        "panicked",
+        "RUST_",
+    ] {
         assert!(
             !sentence.contains(inside),
             "\"{inside}\" is nothing for people: {sentence}"

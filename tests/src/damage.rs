@@ -119,7 +119,8 @@ pub async fn find_block(repo: &Path, path: &str, offset: u64) -> Result<BlockPla
             let trailer = replset.trailer(span.pack).await.map_err(failed)?;
             let slot = Slot(span.slot);
             let info = trailer.slot(slot).ok_or_else(|| none("slot"))?;
-            let begin = u64::from(trailer.offset(slot).ok_or_else(|| none("slot"))?) + BLOCK_HEADER_LEN as u64;
+            let begin =
+                u64::from(trailer.offset(slot).ok_or_else(|| none("slot"))?) + BLOCK_HEADER_LEN as u64;
             let pack = loc.id.to_string();
             return Ok(BlockPlace {
                 object: repo.join(format!("packs/{}/{pack}", &pack[..2])),

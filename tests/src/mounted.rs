@@ -124,11 +124,7 @@ pub fn is_mount_point(path: &Path) -> bool {
     };
     let path = parent.join(path.file_name().unwrap_or_default());
     let table = fs::read_to_string("/proc/self/mountinfo").expect("the kernel tells what is mounted");
-    let field = |line: &str| {
-        line.split(' ')
-            .nth(4)
-            .map(|point| point.replace("\\040", " "))
-    };
+    let field = |line: &str| line.split(' ').nth(4).map(|point| point.replace("\\040", " "));
     table.lines().any(|line| field(line).as_deref() == path.to_str())
 }
 

@@ -234,7 +234,11 @@ fn age(directory: &Path, prng: &mut Prng) -> Result<()> {
             &[0o600, 0o640, 0o644, 0o400]
         };
         fs::set_permissions(&path, fs::Permissions::from_mode(prng.pick(modes))).doing(doing())?;
-        touch(&path, 1_600_000_000 + prng.below(100_000_000), prng.below(1_000_000_000))?;
+        touch(
+            &path,
+            1_600_000_000 + prng.below(100_000_000),
+            prng.below(1_000_000_000),
+        )?;
     }
     Ok(())
 }

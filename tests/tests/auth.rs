@@ -10,7 +10,10 @@ use tempfile::tempdir;
 
 fn login(set: &ReplSet, user: &str, password: &str) -> String {
     let hosts = set.members()[0].host();
-    format!("mongodb://{user}:{password}@{hosts}/?replicaSet={}&authSource=admin", set.name())
+    format!(
+        "mongodb://{user}:{password}@{hosts}/?replicaSet={}&authSource=admin",
+        set.name()
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,12 +32,18 @@ async fn a_backup_logs_in_with_the_roles_that_it_needs() {
         let roles: Vec<_> = roles.iter().map(|role| (*role).to_owned()).collect();
         doc! {"createUser": name, "pwd": format!("{name}-secret"), "roles": roles}
     };
-    admin(set.uri()).await.run_command(user("root", &["root"])).await.unwrap();
+    admin(set.uri())
+        .await
+        .run_command(user("root", &["root"]))
+        .await
+        .unwrap();
     let root = login(&set, "root", "root-secret");
     let roles = ["hostManager", "clusterMonitor", "backup", "readAnyDatabase"];
     let db = admin(root.clone()).await;
     db.run_command(user("backup", &roles)).await.unwrap();
-    db.run_command(user("reader", &["readAnyDatabase"])).await.unwrap();
+    db.run_command(user("reader", &["readAnyDatabase"]))
+        .await
+        .unwrap();
     let root_client = client(&root).await.unwrap();
     data::load(&root_client, &DataSpec::megabytes(3)).await.unwrap();
 
@@ -42,7 +51,14 @@ async fn a_backup_logs_in_with_the_roles_that_it_needs() {
     let good = login(&set, "backup", "backup-secret");
     let doc = pbmfs.json(&["backup", "--record-hashes", "--uri", &good]);
     let node = &doc["replsets"][0]["node"];
-    assert!(node["hashes"].as_array().unwrap().iter().any(|db| db["db"] == "rig_shop"), "{node}");
+    assert!(
+        node["hashes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|db| db["db"] == "rig_shop"),
+        "{node}"
+    );
     assert!(!doc.to_string().contains("secret"), "no password in a snapshot");
 
     // Refused, and nothing is changed.
@@ -50,10 +66,16 @@ async fn a_backup_logs_in_with_the_roles_that_it_needs() {
     let host = set.members()[0].host();
     let wrong = login(&set, "backup", "guess-secret");
     let sentence = pbmfs.refuses(7, &["backup", "--uri", &wrong]);
-    assert!(sentence.contains("password") && sentence.contains(&host), "{sentence}");
+    assert!(
+        sentence.contains("password") && sentence.contains(&host),
+        "{sentence}"
+    );
     let reader = login(&set, "reader", "reader-secret");
     let sentence = pbmfs.refuses(7, &["backup", "--uri", &reader]);
-    assert!(sentence.contains("roles") && sentence.contains("hostManager"), "{sentence}");
+    assert!(
+        sentence.contains("roles") && sentence.contains("hostManager"),
+        "{sentence}"
+    );
     let sentence = pbmfs.refuses(7, &["backup", "--uri", &set.uri()]);
     assert!(sentence.contains("user"), "{sentence}");
     objects.must_equal(&pbmfs.objects());

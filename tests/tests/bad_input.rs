@@ -132,7 +132,10 @@ fn a_place_without_a_repository_is_left_alone() {
         ];
         for args in verbs {
             let sentence = pbmfs.refuses(4, args);
-            says(&sentence, &[text(repo), "is not a pbm-fs repository", "pbm-fs init"]);
+            says(
+                &sentence,
+                &[text(repo), "is not a pbm-fs repository", "pbm-fs init"],
+            );
         }
     }
     for (repo, words) in [
@@ -163,7 +166,10 @@ fn what_a_newer_program_wrote_is_refused() {
     let mut flagged = original.clone();
     flagged[11] = 0x40;
     let cases: [(Bytes, &[&str]); 4] = [
-        (with(|c| c.format_version = 7), &["format version 7", "newer pbm-fs"]),
+        (
+            with(|c| c.format_version = 7),
+            &["format version 7", "newer pbm-fs"],
+        ),
         (
             with(|c| c.required_features.push("time-travel".into())),
             &["time-travel", "newer pbm-fs"],
@@ -183,7 +189,9 @@ fn what_a_newer_program_wrote_is_refused() {
     assert!(!target.exists());
 
     // A newer snapshot in a repository of ours: the others stay usable.
-    let path = f.path("repo").join(format!("snapshots/{}/snapshot.json", f.names[1]));
+    let path = f
+        .path("repo")
+        .join(format!("snapshots/{}/snapshot.json", f.names[1]));
     let mut snapshot = fs::read(&path).unwrap();
     snapshot[8] = 9;
     fs::write(&path, &snapshot).unwrap();
@@ -211,7 +219,11 @@ fn a_directory_that_cannot_be_backed_up() {
         f.refuses(code, &args, words);
     };
     refuses(4, &missing, &[text(&missing), "does not exist"]);
-    refuses(2, &f.source.join("WiredTiger"), &["WiredTiger", "is not a directory"]);
+    refuses(
+        2,
+        &f.source.join("WiredTiger"),
+        &["WiredTiger", "is not a directory"],
+    );
     refuses(2, &f.path("repo"), &["repo"]);
     refuses(2, f.place.path(), &["repo"]);
 
@@ -261,7 +273,10 @@ fn what_another_user_may_not_do() {
     fs::set_permissions(&source, Permissions::from_mode(0o755)).unwrap();
     let before = f.pbmfs.objects();
     let guest = f.pbmfs.clone().as_user(NOBODY);
-    says(&guest.refuses(1, &["backup", "--dbpath", text(&source)]), &["permission"]);
+    says(
+        &guest.refuses(1, &["backup", "--dbpath", text(&source)]),
+        &["permission"],
+    );
     assert_eq!(guest.names(), f.names, "reading goes on");
     let target = own.join("target");
     guest.ok(&["restore", "latest", "--target", text(&target)]);
@@ -304,10 +319,24 @@ fn a_target_that_is_in_the_way_stays_as_it_is() {
     // The file system inside is another: nothing could be renamed to it.
     let mounted = f.path("mounted");
     let tmpfs = Tmpfs::new(&mounted, "size=1m");
-    f.refuses(5, &["restore", "latest", "--target", text(&mounted)], &["mount point"]);
+    f.refuses(
+        5,
+        &["restore", "latest", "--target", text(&mounted)],
+        &["mount point"],
+    );
     drop(tmpfs);
     fs::remove_dir(&mounted).unwrap();
-    let sentence = f.pbmfs.refuses(4, &["restore", "latest", "--target", text(&f.path("t")), "--replset", "rs7"]);
+    let sentence = f.pbmfs.refuses(
+        4,
+        &[
+            "restore",
+            "latest",
+            "--target",
+            text(&f.path("t")),
+            "--replset",
+            "rs7",
+        ],
+    );
     says(&sentence, &["rs7", "standalone"]);
     before.must_equal(&Tree::read(f.place.path()).unwrap());
 
@@ -315,7 +344,9 @@ fn a_target_that_is_in_the_way_stays_as_it_is() {
     let empty = f.path("target");
     fs::create_dir(&empty).unwrap();
     f.pbmfs.ok(&["restore", "latest", "--target", text(&empty)]);
-    Tree::read(&f.source).unwrap().must_equal(&Tree::read(&empty).unwrap());
+    Tree::read(&f.source)
+        .unwrap()
+        .must_equal(&Tree::read(&empty).unwrap());
 }
 
 #[test]
@@ -386,10 +417,18 @@ fn command_lines_that_make_no_sense() {
     ] {
         says(&bare.refuses(2, args), &["--repo", "PBMFS_REPO"]);
     }
-    f.refuses(2, &["--memory", "1MiB", "backup", "--dbpath", source], &["--memory", "64MiB"]);
+    f.refuses(
+        2,
+        &["--memory", "1MiB", "backup", "--dbpath", source],
+        &["--memory", "64MiB"],
+    );
     f.refuses(2, &["--memory", "8MiB", "list"], &["--memory", "64MiB"]);
     f.refuses(2, &["backup", "--dbpath", source, "--replset", "a/b"], &["a/b"]);
-    f.refuses(2, &["backup", "--uri", "http://127.0.0.1/"], &["connection string"]);
+    f.refuses(
+        2,
+        &["backup", "--uri", "http://127.0.0.1/"],
+        &["connection string"],
+    );
     let before = f.pbmfs.objects();
     let wrong: [&[&str]; 10] = [
         &["backup"],

@@ -126,7 +126,9 @@ fn an_object_that_is_cut_off_or_gone_or_another_is_found_and_named() {
         };
         let length = fs::metadata(one).unwrap().len();
         for left in [0, 1, 95, length / 2, length - 1] {
-            repo.spoil("cut off", one, false, |path| damage::truncate(path, left).unwrap());
+            repo.spoil("cut off", one, false, |path| {
+                damage::truncate(path, left).unwrap()
+            });
         }
         repo.spoil("longer", one, false, |path| {
             let mut bytes = fs::read(path).unwrap();
@@ -142,7 +144,10 @@ fn an_object_that_is_cut_off_or_gone_or_another_is_found_and_named() {
         damage::swap(one, other).unwrap();
     }
     // A tombstone in a snapshot's place is a deletion only if it was written there.
-    let (snapshot, tombstone) = (&repo.objects(ObjectKind::Snapshot)[0], &repo.objects(ObjectKind::Tombstone)[0]);
+    let (snapshot, tombstone) = (
+        &repo.objects(ObjectKind::Snapshot)[0],
+        &repo.objects(ObjectKind::Tombstone)[0],
+    );
     repo.spoil("a tombstone of another", snapshot, false, |path| {
         fs::copy(tombstone, path).unwrap();
     });
@@ -163,8 +168,13 @@ fn repo_json_is_looked_at_first() {
     }
     damage::truncate(&path, 100).unwrap();
     let target = repo.place.path().join("target");
-    let sentence = repo.pbmfs.refuses(6, &["restore", "latest", "--target", text(&target)]);
-    assert!(sentence.contains("repo.json") && sentence.contains("truncated"), "{sentence}");
+    let sentence = repo
+        .pbmfs
+        .refuses(6, &["restore", "latest", "--target", text(&target)]);
+    assert!(
+        sentence.contains("repo.json") && sentence.contains("truncated"),
+        "{sentence}"
+    );
     fs::remove_file(&path).unwrap();
     repo.pbmfs.refuses(4, &["check"]);
     fs::write(&path, saved).unwrap();
@@ -191,7 +201,9 @@ fn no_bit_can_be_turned_without_notice() {
         // Of a data pack the blocks are read by --read-data alone.
         let deep = repo.objects(ObjectKind::DataPack).contains(object);
         // A kind or a version of the future may be what comes out; then it is no damage, and refused all the same.
-        let in_version = (8 * 8..8 * 10).contains(&bit) || (8 * 11..8 * 12).contains(&bit) || (8 * 14..8 * 16).contains(&bit);
+        let in_version = (8 * 8..8 * 10).contains(&bit)
+            || (8 * 11..8 * 12).contains(&bit)
+            || (8 * 14..8 * 16).contains(&bit);
         if !in_version {
             repo.spoil(&format!("bit {bit} turned"), object, deep, flip);
         }
@@ -254,7 +266,10 @@ async fn a_damaged_block_is_an_error_where_it_is_and_nowhere_else() {
 
     // The check.
     pbmfs.ok(&["-q", "check"]);
-    for args in [&["-q", "check", "--read-data"] as &[&str], &["-q", "-o", "json", "check", "--read-data"]] {
+    for args in [
+        &["-q", "check", "--read-data"] as &[&str],
+        &["-q", "-o", "json", "check", "--read-data"],
+    ] {
         let ran = pbmfs.run(args);
         assert_eq!(ran.code, Some(6), "{ran}");
         let said = format!("{}{}", ran.stdout, ran.stderr);
@@ -276,7 +291,9 @@ async fn a_damaged_block_is_an_error_where_it_is_and_nowhere_else() {
     // Put right, it goes on.
     damage::flip_bit(&block.object, bit).unwrap();
     pbmfs.ok(&["-q", "restore", "latest", "--target", text(&target)]);
-    Tree::read(&source).unwrap().must_equal(&Tree::read(&target).unwrap());
+    Tree::read(&source)
+        .unwrap()
+        .must_equal(&Tree::read(&target).unwrap());
     pbmfs.check();
 }
 
@@ -284,21 +301,29 @@ async fn a_damaged_block_is_an_error_where_it_is_and_nowhere_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_pack_is_said_and_stored_again() {
     let repo = Repo::new();
-    let block = damage::find_block(repo.root(), "collection-0.wt", 0).await.unwrap();
+    let block = damage::find_block(repo.root(), "collection-0.wt", 0)
+        .await
+        .unwrap();
     fs::remove_file(&block.object).unwrap();
     let target = repo.place.path().join("target");
     let sentence = repo
         .pbmfs
         .run(&["-q", "restore", "latest", "--target", text(&target)])
         .sentence(6);
-    assert!(sentence.contains(&block.pack) && sentence.contains("missing"), "{sentence}");
+    assert!(
+        sentence.contains(&block.pack) && sentence.contains("missing"),
+        "{sentence}"
+    );
     assert!(!target.exists());
 
     // Other snapshots do not make a new one worse: what is not there is stored, not referred to.
     repo.pbmfs.backup_of(&repo.source);
     let other = repo.place.path().join("other");
-    repo.pbmfs.ok(&["-q", "restore", "latest", "--target", text(&other)]);
-    Tree::read(&repo.source).unwrap().must_equal(&Tree::read(&other).unwrap());
+    repo.pbmfs
+        .ok(&["-q", "restore", "latest", "--target", text(&other)]);
+    Tree::read(&repo.source)
+        .unwrap()
+        .must_equal(&Tree::read(&other).unwrap());
 }
 
 #[test]

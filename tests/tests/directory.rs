@@ -54,7 +54,11 @@ fn what_is_kept_and_what_is_left_out() {
             || path == ".pbmfs-something"
     };
     let wanted = Tree::read(&source).unwrap().only(|path| !out(path));
-    assert!(wanted.paths().any(|path| path == "journal/WiredTigerLog.0000000001"));
+    assert!(
+        wanted
+            .paths()
+            .any(|path| path == "journal/WiredTigerLog.0000000001")
+    );
     assert!(wanted.paths().any(|path| path == "_tmp"));
 
     let pbmfs = PbmFs::init(place.path().join("repo"));
@@ -66,8 +70,16 @@ fn what_is_kept_and_what_is_left_out() {
     wanted.must_equal(&Tree::read(&mounted.dbpath("standalone")).unwrap());
     // It is read-only for root, too.
     let file = mounted.dbpath("standalone").join("one-byte");
-    assert_eq!(fs::write(&file, "y").unwrap_err().raw_os_error(), Some(30), "EROFS");
-    assert_eq!(fs::remove_file(&file).unwrap_err().raw_os_error(), Some(30), "EROFS");
+    assert_eq!(
+        fs::write(&file, "y").unwrap_err().raw_os_error(),
+        Some(30),
+        "EROFS"
+    );
+    assert_eq!(
+        fs::remove_file(&file).unwrap_err().raw_os_error(),
+        Some(30),
+        "EROFS"
+    );
     mounted.unmount();
 
     // The listing tells the same.
@@ -99,7 +111,9 @@ fn holes_stay_holes() {
     assert!(stats["bytes_stored_data"].as_u64().unwrap() < 300_000, "{stats}");
     let target = place.path().join("target");
     pbmfs.ok(&["restore", "latest", "--target", text(&target)]);
-    Tree::read(&source).unwrap().must_equal(&Tree::read(&target).unwrap());
+    Tree::read(&source)
+        .unwrap()
+        .must_equal(&Tree::read(&target).unwrap());
     let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(target.join("holes.wt")).unwrap());
     assert!(blocks * 512 < 1 << 20, "{blocks} blocks on disk");
 }
@@ -121,18 +135,28 @@ fn an_unchanged_directory_costs_nothing() {
     // There is no local state yet; whatever may come to be some is not there in a home of its own.
     let home = place.path().join("home");
     fs::create_dir(&home).unwrap();
-    let doc = pbmfs.clone().at_home(&home).json(&["backup", "--dbpath", text(&source)]);
+    let doc = pbmfs
+        .clone()
+        .at_home(&home)
+        .json(&["backup", "--dbpath", text(&source)]);
     let total = Tree::read(&source).unwrap().bytes();
     let stored = pbmfs.objects().bytes() - before.bytes();
     let told = &doc["stats"];
     assert_eq!(told["blocks_new"], 0, "{told}");
     assert!(stored * 1000 < total, "{stored} bytes stored for {total}: {told}");
-    assert!(before.diff(&pbmfs.objects()).iter().all(|line| line.ends_with("only on the right")));
+    assert!(
+        before
+            .diff(&pbmfs.objects())
+            .iter()
+            .all(|line| line.ends_with("only on the right"))
+    );
 
     // And it is a whole snapshot, with the new times.
     let target = place.path().join("target");
     pbmfs.ok(&["restore", &name_of(&doc), "--target", text(&target)]);
-    Tree::read(&source).unwrap().must_equal(&Tree::read(&target).unwrap());
+    Tree::read(&source)
+        .unwrap()
+        .must_equal(&Tree::read(&target).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +172,10 @@ async fn a_stopped_server_with_a_directory_for_each_database() {
 
     let objects = pbmfs.objects();
     let sentence = pbmfs.refuses(5, &["backup", "--dbpath", text(&dbpath)]);
-    assert!(sentence.contains("running mongod") && sentence.contains("--uri"), "{sentence}");
+    assert!(
+        sentence.contains("running mongod") && sentence.contains("--uri"),
+        "{sentence}"
+    );
     objects.must_equal(&pbmfs.objects());
     assert!(pbmfs.leases().is_empty());
 
@@ -163,7 +190,9 @@ async fn a_stopped_server_with_a_directory_for_each_database() {
 
     let restored = Mongod::start(&target, options).await.unwrap();
     let reader = restored.client().await.unwrap();
-    before.check_equal(&compare::digest(&reader).await.unwrap()).unwrap();
+    before
+        .check_equal(&compare::digest(&reader).await.unwrap())
+        .unwrap();
     assert!(compare::validate_all(&reader).await.unwrap() > 4);
     reader
         .database("rig")
@@ -186,7 +215,10 @@ async fn a_killed_server_comes_back_with_its_journal() {
     };
     client.database("rig").run_command(insert).await.unwrap();
     mongod.kill().unwrap();
-    assert!(fs::metadata(dbpath.join("mongod.lock")).unwrap().len() > 0, "it did not stop cleanly");
+    assert!(
+        fs::metadata(dbpath.join("mongod.lock")).unwrap().len() > 0,
+        "it did not stop cleanly"
+    );
 
     let pbmfs = PbmFs::init(place.path().join("repo"));
     pbmfs.backup_of(&dbpath);

@@ -70,7 +70,9 @@ async fn a_killed_backup_leaves_no_lock_and_no_damage() {
         assert!(found == snapshots || found == snapshots + 1, "{found} snapshots");
         pbmfs.ok(&args);
         snapshots = found + 1;
-        eprintln!("run {run}: killed after {moment:?} of {whole:?}, locked: {locked}; a write took {blocked:?}");
+        eprintln!(
+            "run {run}: killed after {moment:?} of {whole:?}, locked: {locked}; a write took {blocked:?}"
+        );
     }
     assert_eq!(pbmfs.names().len(), snapshots);
 
@@ -150,7 +152,11 @@ fn a_killed_restore_goes_on_to_the_same_directory() {
         // way.
         assert!(ran.code == Some(0) || finished && ran.code == Some(5), "{ran}");
         wanted.must_equal(&Tree::read(&target).unwrap());
-        assert_eq!(beside(&target), ["repo", "source", "target"], "nothing else stays");
+        assert_eq!(
+            beside(&target),
+            ["repo", "source", "target"],
+            "nothing else stays"
+        );
     }
     pbmfs.check();
 }
@@ -201,7 +207,9 @@ fn a_killed_mount_is_cleared_by_the_next() {
         std::thread::sleep(moment);
         mount.kill();
         let dead = is_mount_point(&point);
-        eprintln!("run {run}: killed after {moment:?}, it comes up after {whole:?}; a dead mount is left: {dead}");
+        eprintln!(
+            "run {run}: killed after {moment:?}, it comes up after {whole:?}; a dead mount is left: {dead}"
+        );
         no_process_left(&pbmfs);
         if run % 2 == 0 && dead {
             assert_eq!(pbmfs.json(&["umount", text(&point)])["how"], "dead");

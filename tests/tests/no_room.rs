@@ -4,11 +4,8 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use pbmfs_tests::{
-    DataSpec, MongodOptions, PbmFs, ReplSet, ReplSetOptions, Tree, campaign,
-    cli::text,
-    data,
-    mounted::Tmpfs,
-    snapshot, tree,
+    DataSpec, MongodOptions, PbmFs, ReplSet, ReplSetOptions, Tree, campaign, cli::text, data, mounted::Tmpfs,
+    tree,
 };
 use rustix::{fs::FallocateFlags, process::Signal};
 use tempfile::tempdir;
@@ -42,7 +39,9 @@ fn no_room_for_a_backup() {
     pbmfs.check();
     let target = place.path().join("target");
     pbmfs.ok(&["-q", "restore", "latest", "--target", text(&target)]);
-    Tree::read(&large).unwrap().must_equal(&Tree::read(&target).unwrap());
+    Tree::read(&large)
+        .unwrap()
+        .must_equal(&Tree::read(&target).unwrap());
 }
 
 /// Too little from the beginning: nothing is begun.
@@ -61,7 +60,9 @@ fn too_little_room_for_a_restore() {
     assert!(!target.exists());
     tmpfs.resize("size=100m");
     pbmfs.ok(&args);
-    Tree::read(&source).unwrap().must_equal(&Tree::read(&target).unwrap());
+    Tree::read(&source)
+        .unwrap()
+        .must_equal(&Tree::read(&target).unwrap());
 }
 
 /// Enough at the beginning, and then somebody else takes it.
@@ -75,7 +76,15 @@ fn the_room_for_a_restore_is_taken_away() {
     let tmpfs = Tmpfs::new(&place.path().join("disk"), "size=130m");
     let target = tmpfs.point().join("target");
     let partial = tmpfs.point().join("target.pbmfs-partial");
-    let args = ["-q", "--threads", "1", "restore", "latest", "--target", text(&target)];
+    let args = [
+        "-q",
+        "--threads",
+        "1",
+        "restore",
+        "latest",
+        "--target",
+        text(&target),
+    ];
     let thief = tmpfs.point().join("thief");
     let mut tries = 0;
     let ran = loop {
@@ -104,7 +113,9 @@ fn the_room_for_a_restore_is_taken_away() {
 
     fs::remove_file(&thief).unwrap();
     pbmfs.ok(&args);
-    Tree::read(&source).unwrap().must_equal(&Tree::read(&target).unwrap());
+    Tree::read(&source)
+        .unwrap()
+        .must_equal(&Tree::read(&target).unwrap());
     assert!(!partial.exists());
     pbmfs.check();
 }
@@ -114,9 +125,11 @@ fn has_bytes(directory: &Path) -> bool {
     let Ok(entries) = fs::read_dir(directory) else {
         return false;
     };
-    entries
-        .flatten()
-        .any(|entry| entry.metadata().is_ok_and(|meta| meta.is_file() && meta.blocks() > 0))
+    entries.flatten().any(|entry| {
+        entry
+            .metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.blocks() > 0)
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,13 +142,22 @@ async fn a_server_that_dies_under_the_lock() {
     data::load(&client, &DataSpec::megabytes(20)).await.unwrap();
     let pbmfs = PbmFs::init(place.path().join("repo"));
     let uri = set.uri();
-    let args = ["-q", "backup", "--threads", "1", "--record-hashes", "--uri", uri.as_str()];
+    let args = [
+        "-q",
+        "backup",
+        "--threads",
+        "1",
+        "--record-hashes",
+        "--uri",
+        uri.as_str(),
+    ];
     // Killed, and stopped in good order. A server under a lock does not stop in good order by itself.
     for signal in [Signal::KILL, Signal::TERM] {
-        let direct = set.members()[0].client().await.unwrap();
         let before = pbmfs.names();
+        // The server says that it is locked a moment before it is; this file is there when it is.
+        let witness = set.members()[0].dbpath().join("WiredTiger.backup");
         let mut backup = pbmfs.start(&args);
-        while !snapshot::is_locked(&direct).await.unwrap() {
+        while !witness.exists() {
             assert!(!backup.ended(), "{}", backup.stderr());
         }
         if signal == Signal::KILL {
@@ -156,7 +178,10 @@ async fn a_server_that_dies_under_the_lock() {
         campaign::eventually("the guard ends", || pbmfs.processes().is_empty().then_some(()));
         let member = set.member_mut(0);
         campaign::eventually("mongod ends", || (!member.is_running()).then_some(()));
-        member.restart_with(MongodOptions::member_of("rs0")).await.unwrap();
+        member
+            .restart_with(MongodOptions::member_of("rs0"))
+            .await
+            .unwrap();
         set.wait_ready().await.unwrap();
     }
     let fresh = set.client().await.unwrap();

@@ -30,7 +30,11 @@ fn operation_time(node: &Value) -> Timestamp {
 }
 
 /// The same as the product records, from a server: hashes and counts by database and collection.
-async fn hashes_of(client: &Client, db: &str, collections: &[String]) -> (String, BTreeMap<String, (String, u64)>) {
+async fn hashes_of(
+    client: &Client,
+    db: &str,
+    collections: &[String],
+) -> (String, BTreeMap<String, (String, u64)>) {
     let database = client.database(db);
     let reply = database.run_command(doc! {"dbHash": 1}).await.unwrap();
     let mut found = BTreeMap::new();
@@ -127,7 +131,11 @@ async fn lock_on_top<'a>(members: &[&'a Mongod], backup: &mut Running) -> Option
 /// `diff -r`, by the program of that name.
 #[track_caller]
 fn diff_r(left: &Path, right: &Path) {
-    let output = Command::new("diff").arg("-r").args([left, right]).output().unwrap();
+    let output = Command::new("diff")
+        .arg("-r")
+        .args([left, right])
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "diff -r {} {}:\n{}{}",
@@ -185,7 +193,10 @@ async fn three_backups_of_a_busy_set() {
         let name = name_of(&ran.json());
         let described = pbmfs.json(&["describe-backup", &name]);
         let node = described["replsets"][0]["node"].clone();
-        assert_eq!(node["role"], "secondary", "a secondary is taken unless told otherwise: {node}");
+        assert_eq!(
+            node["role"], "secondary",
+            "a secondary is taken unless told otherwise: {node}"
+        );
         assert_eq!(described["replsets"][0]["name"], "rs0");
         assert_eq!(described["cluster"]["id"], node["replica_set_id"]);
         eprintln!("{name}: {:?}, {}", ran.took, described["stats"]);
@@ -194,9 +205,15 @@ async fn three_backups_of_a_busy_set() {
         if let Some(member) = held {
             assert_eq!(node["node"], member.host());
             // The lock has been on since before the backup read the first byte: these are the files that it read.
-            Tree::of_locked_dbpath(member.dbpath()).unwrap().must_equal(&restored);
+            Tree::of_locked_dbpath(member.dbpath())
+                .unwrap()
+                .must_equal(&restored);
             let direct = member.client().await.unwrap();
-            assert_eq!(snapshot::fsync_unlock(&direct).await.unwrap(), 0, "ours was the last");
+            assert_eq!(
+                snapshot::fsync_unlock(&direct).await.unwrap(),
+                0,
+                "ours was the last"
+            );
             compared += 1;
         }
         all.push(Restored::open(&target, &node, &plain, &options).await);
@@ -204,7 +221,11 @@ async fn three_backups_of_a_busy_set() {
     }
     assert!(pbmfs.processes().is_empty(), "no guard is left");
     for member in set.members() {
-        assert!(!snapshot::is_locked(&member.client().await.unwrap()).await.unwrap());
+        assert!(
+            !snapshot::is_locked(&member.client().await.unwrap())
+                .await
+                .unwrap()
+        );
     }
 
     let log = writers.stop(Duration::from_secs(30)).await.unwrap();
@@ -247,7 +268,9 @@ async fn a_snapshot_of_a_copy_is_that_copy() {
         .await
         .unwrap();
     let reader = mongod.client().await.unwrap();
-    before.check_equal(&compare::digest(&reader).await.unwrap()).unwrap();
+    before
+        .check_equal(&compare::digest(&reader).await.unwrap())
+        .unwrap();
 }
 
 /// A set of one member can only be locked at its primary, whose files say that the oplog may have holes near its end
@@ -269,7 +292,11 @@ async fn a_locked_primary_needs_the_first_step_of_a_restore() {
     let writers = Writers::start(&client, options.clone()).await.unwrap();
     writers.wait_for_more(300).await.unwrap();
     let backup = pbmfs.start(&["-o", "json", "backup", "--uri", &set.uri()]);
-    let doc = tokio::task::spawn_blocking(|| backup.wait()).await.unwrap().ok().json();
+    let doc = tokio::task::spawn_blocking(|| backup.wait())
+        .await
+        .unwrap()
+        .ok()
+        .json();
     writers.wait_for_more(300).await.unwrap();
     let log = writers.stop(Duration::from_secs(30)).await.unwrap();
     let exact = log.timestamps_from_oplog(&client).await.unwrap();
@@ -286,10 +313,15 @@ async fn a_locked_primary_needs_the_first_step_of_a_restore() {
         .await
         .unwrap();
     exact.check_cut(&present, time).unwrap();
-    assert!(exact.times().values().any(|at| *at > time), "none after the lock, though there were some");
+    assert!(
+        exact.times().values().any(|at| *at > time),
+        "none after the lock, though there were some"
+    );
     recovered.stop().await.unwrap();
 
-    let member = restore_steps::open_member(&target, &new, 0, &plain).await.unwrap();
+    let member = restore_steps::open_member(&target, &new, 0, &plain)
+        .await
+        .unwrap();
     let restored = ReplSet::adopt("new", vec![member]);
     restored.wait_ready().await.unwrap();
     let client = restored.client().await.unwrap();
