@@ -133,15 +133,40 @@ impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::DamagedObject { key, reason } => write!(f, "the object {key} is damaged: {reason}"),
-            Self::DamagedBlock { key, slot, block, reason } => {
+            Self::DamagedBlock {
+                key,
+                slot,
+                block,
+                reason,
+            } => {
                 write!(f, "block {slot} ({block}) of {key} is damaged: {reason}")
             }
             Self::MissingObject { key } => write!(f, "the object {key} is missing"),
-            Self::DamagedSnapshot { snapshot, replset, reason } => {
-                write!(f, "replica set {replset} of snapshot {snapshot} cannot be read: {reason}")
+            Self::DamagedSnapshot {
+                snapshot,
+                replset,
+                reason,
+            } => {
+                write!(
+                    f,
+                    "replica set {replset} of snapshot {snapshot} cannot be read: {reason}"
+                )
             }
-            Self::DamagedFile { snapshot, replset, path, offset, len, pack, slot, block, reason } => {
-                write!(f, "{replset}/dbpath/{path} of snapshot {snapshot}: {len} bytes at offset {offset} cannot be read")?;
+            Self::DamagedFile {
+                snapshot,
+                replset,
+                path,
+                offset,
+                len,
+                pack,
+                slot,
+                block,
+                reason,
+            } => {
+                write!(
+                    f,
+                    "{replset}/dbpath/{path} of snapshot {snapshot}: {len} bytes at offset {offset} cannot be read"
+                )?;
                 if let (Some(slot), Some(pack)) = (slot, pack) {
                     write!(f, ", block {slot}")?;
                     if let Some(block) = block {
@@ -215,7 +240,11 @@ pub async fn check(
     let facts = objects::look(repo, options, progress, cancel, &mut report).await?;
     progress.step("walking the maps", 0);
     let walked = walk::walk(repo, &facts, cancel, &mut report).await?;
-    report.packs_unreferenced = facts.packs.keys().filter(|id| !walked.referenced.contains(*id)).count() as u64;
+    report.packs_unreferenced = facts
+        .packs
+        .keys()
+        .filter(|id| !walked.referenced.contains(*id))
+        .count() as u64;
     if !report.is_sound() {
         progress.step("finding the files that are hit", 0);
         attribute::attribute(repo, &facts, cancel, &mut report).await?;

@@ -55,7 +55,7 @@ pub struct BlockSpan {
 }
 
 impl SnapshotReader {
-    /// Opens a snapshot. Three requests for each replica set.
+    /// Opens a snapshot. Two requests for each replica set.
     ///
     /// # Errors
     /// `Damaged`, `DamagedBlock`, `Missing`; the storage's.

@@ -59,11 +59,14 @@ impl Repository {
     ) -> Result<Self> {
         let key = ObjectKey::repository();
         let address = storage.address();
-        let here = storage.list("", None).await?.objects;
-        if here.iter().any(|o| o.key == key) {
-            return Err(RepoError::AlreadyARepository { address });
+        // Asked for by its name: a listing has it behind all packs, perhaps pages later.
+        match storage.head(&key).await {
+            Ok(_) => return Err(RepoError::AlreadyARepository { address }),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
         }
-        if !here.is_empty() {
+        let here = storage.list("", None).await?.objects;
+        if here.iter().any(|o| o.key != key) {
             return Err(RepoError::NotEmpty { address });
         }
         let config = RepoConfig {

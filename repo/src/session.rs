@@ -27,8 +27,8 @@ const COMMIT_ATTEMPTS: u32 = 5;
 /// How many seconds further a name is looked for when the present second's is taken.
 const NAME_ATTEMPTS: u32 = 120;
 
-/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind, as a
-/// crash would: gc deals with that.
+/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind and ends its
+/// beats, as a crash would: gc deals with that.
 pub struct Session {
     repo: Repository,
     name: SnapshotName,
@@ -276,10 +276,15 @@ async fn take_lease(
             started: now,
         };
         let lease_key = ObjectKey::lease(&lease);
-        if let Err(e) = storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
-            // It may be there all the same, or land later: then gc removes it.
-            remove_lease(storage, &lease).await;
-            return Err(e.into());
+        match storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
+            Ok(PutOutcome::Created) => {}
+            // Another writer's: a lease is used once.
+            Ok(PutOutcome::Exists) => continue,
+            Err(e) => {
+                // It may be there all the same, or land later: then gc removes it.
+                remove_lease(storage, &lease).await;
+                return Err(e.into());
+            }
         }
         match rivals(storage, &lease, &key).await {
             Ok(0) => return Ok((lease, name)),

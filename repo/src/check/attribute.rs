@@ -23,7 +23,11 @@ pub(super) async fn attribute(
             Err(RepoError::Deleted(_)) => continue,
             Err(e) if is_damage(&e) => {
                 let replset = doc.replsets.first().map(|r| r.name.clone()).unwrap_or_default();
-                report.add(Finding::DamagedSnapshot { snapshot: doc.name.clone(), replset, reason: e.to_string() });
+                report.add(Finding::DamagedSnapshot {
+                    snapshot: doc.name.clone(),
+                    replset,
+                    reason: e.to_string(),
+                });
                 continue;
             }
             Err(e) => return Err(e),
@@ -44,7 +48,12 @@ pub(super) async fn attribute(
     Ok(())
 }
 
-async fn file(replset: &ReplsetReader, facts: &Facts, entry: &FileEntry, report: &mut CheckReport) -> Result<()> {
+async fn file(
+    replset: &ReplsetReader,
+    facts: &Facts,
+    entry: &FileEntry,
+    report: &mut CheckReport,
+) -> Result<()> {
     let whole = |e: &RepoError| hit(replset, entry, 0, entry.meta.size, None, None, e.to_string());
     let (extents, hidden) = match readable_extents(replset, entry).await {
         Err(e) if is_damage(&e) => {
@@ -70,18 +79,30 @@ async fn extent(
     placed: &PlacedExtent,
     report: &mut CheckReport,
 ) -> Result<()> {
-    let ExtentKind::Data { pack, first, .. } = placed.extent.kind else { return Ok(()) };
+    let ExtentKind::Data { pack, first, .. } = placed.extent.kind else {
+        return Ok(());
+    };
     let (offset, len) = (placed.offset, placed.extent.len);
     let found = match replset.pack(pack).await {
         Err(e) => Err((None, e)),
-        Ok(loc) => {
-            blocks_of(replset, facts, &loc, offset, &placed.extent).await.map_err(|e| (Some(loc), e))
-        }
+        Ok(loc) => blocks_of(replset, facts, &loc, offset, &placed.extent)
+            .await
+            .map_err(|e| (Some(loc), e)),
     };
     match found {
-        Ok(blocks) => blocks.iter().for_each(|b| block(replset, facts, entry, b, report)),
+        Ok(blocks) => blocks
+            .iter()
+            .for_each(|b| block(replset, facts, entry, b, report)),
         Err((loc, e)) if is_damage(&e) => {
-            report.add(hit(replset, entry, offset, len, loc.map(|l| (l, first)), None, e.to_string()));
+            report.add(hit(
+                replset,
+                entry,
+                offset,
+                len,
+                loc.map(|l| (l, first)),
+                None,
+                e.to_string(),
+            ));
         }
         Err((_, RepoError::Deleted(_))) => {}
         Err((_, e)) => return Err(e),
@@ -93,12 +114,28 @@ fn block(replset: &ReplsetReader, facts: &Facts, entry: &FileEntry, b: &Located,
     let (pack, slot) = b.at;
     let reason = match facts.packs.get(&pack) {
         Some(None) => Some("the pack is damaged".to_owned()),
-        _ => facts.bad_blocks.get(&pack).and_then(|bad| bad.get(&slot)).cloned(),
+        _ => facts
+            .bad_blocks
+            .get(&pack)
+            .and_then(|bad| bad.get(&slot))
+            .cloned(),
     };
     if let Some(reason) = reason {
         let len = u64::from(b.span.to - b.span.from);
-        let loc = PackLoc { id: pack, trailer_offset: 0, trailer_len: 0 };
-        report.add(hit(replset, entry, b.span.offset, len, Some((loc, slot)), Some(b.id), reason));
+        let loc = PackLoc {
+            id: pack,
+            trailer_offset: 0,
+            trailer_len: 0,
+        };
+        report.add(hit(
+            replset,
+            entry,
+            b.span.offset,
+            len,
+            Some((loc, slot)),
+            Some(b.id),
+            reason,
+        ));
     }
 }
 

@@ -41,13 +41,18 @@ pub(super) async fn look(
     progress.step("looking at snapshots and leases", 0);
     let mut facts = Facts::default();
     let listed = list_all(&**repo.storage(), "").await?;
-    let (packs, small): (Vec<_>, Vec<_>) = listed.into_iter().partition(|l| l.key.as_str().starts_with(prefix::PACKS));
+    let (packs, small): (Vec<_>, Vec<_>) = listed
+        .into_iter()
+        .partition(|l| l.key.as_str().starts_with(prefix::PACKS));
     for object in small {
         cancel.check()?;
         match look_at_small(repo, &object.key, &mut facts, report).await {
             Ok(()) => {}
             Err(RepoError::Damaged { key, reason }) => {
-                report.add(Finding::DamagedObject { key: key.to_string(), reason: reason.to_string() });
+                report.add(Finding::DamagedObject {
+                    key: key.to_string(),
+                    reason: reason.to_string(),
+                });
             }
             // Gone since it was listed.
             Err(RepoError::Storage(StorageError::NotFound(_))) => {}
@@ -56,7 +61,14 @@ pub(super) async fn look(
     }
     facts.snapshots.sort_by(|a, b| a.name.cmp(&b.name));
     let bytes = packs.iter().map(|p| p.size).sum();
-    progress.step(if options.read_data { "reading packs" } else { "looking at packs" }, bytes);
+    progress.step(
+        if options.read_data {
+            "reading packs"
+        } else {
+            "looking at packs"
+        },
+        bytes,
+    );
     let mut looks = futures::stream::iter(packs)
         .map(|listed| async move {
             cancel.check()?;
@@ -84,7 +96,14 @@ async fn look_at_small(
         return Ok(());
     }
     let foreign = || Finding::Foreign { key: key.to_string() };
-    let known = [prefix::SNAPSHOTS, prefix::DELETED, prefix::LEASES, prefix::BEATS, prefix::CONDEMNED, prefix::RELOCATIONS];
+    let known = [
+        prefix::SNAPSHOTS,
+        prefix::DELETED,
+        prefix::LEASES,
+        prefix::BEATS,
+        prefix::CONDEMNED,
+        prefix::RELOCATIONS,
+    ];
     if !known.iter().any(|p| text.starts_with(p)) {
         report.add(foreign());
         return Ok(());
@@ -100,16 +119,24 @@ async fn look_at_small(
         }
     } else if text.starts_with(prefix::LEASES) {
         let lease = LeaseDoc::from_object(key, &object)?;
-        let holder =
-            format!("process {} on {} ({}, since {})", lease.pid, lease.host, lease.purpose, lease.started);
-        report.add(Finding::Lease { key: key.to_string(), holder });
+        let holder = format!(
+            "process {} on {} ({}, since {})",
+            lease.pid, lease.host, lease.purpose, lease.started
+        );
+        report.add(Finding::Lease {
+            key: key.to_string(),
+            holder,
+        });
     } else if text.starts_with(prefix::BEATS) {
         BeatDoc::from_object(key, &object)?;
     } else if text.starts_with(prefix::CONDEMNED) {
         CondemnedList::from_object(key, &object)?;
     } else if text.starts_with(prefix::DELETED) {
         envelope::decode(ObjectKind::DeletedHint, key, &object).map_err(RepoError::damaged(key))?;
-    } else if let Some(id) = key.last::<PackId>().filter(|_| text.starts_with(prefix::RELOCATIONS)) {
+    } else if let Some(id) = key
+        .last::<PackId>()
+        .filter(|_| text.starts_with(prefix::RELOCATIONS))
+    {
         Relocation::decode(&id, &object).map_err(RepoError::damaged(key))?;
     } else {
         report.add(foreign());
@@ -124,18 +151,36 @@ enum Look {
     /// Its key is none of a pack.
     Foreign,
     Damaged(FormatError),
-    Sound { loc: PackLoc, trailer: Arc<Trailer>, bad: BTreeMap<u32, String>, read: u64 },
+    Sound {
+        loc: PackLoc,
+        trailer: Arc<Trailer>,
+        bad: BTreeMap<u32, String>,
+        read: u64,
+    },
 }
 
 async fn look_at_pack(repo: &Repository, listed: &Listed, read_data: bool, cancel: &Cancel) -> Result<Look> {
-    let Some(id) = listed.key.last::<PackId>().filter(|id| ObjectKey::pack(id) == listed.key) else {
+    let Some(id) = listed
+        .key
+        .last::<PackId>()
+        .filter(|id| ObjectKey::pack(id) == listed.key)
+    else {
         return Ok(Look::Foreign);
     };
     let looked = async {
         let (loc, trailer) = repo.packs().locate_fresh(&id, listed.size).await?;
         check_envelope(&**repo.storage(), listed, &loc, &trailer).await?;
-        let (bad, read) = if read_data { read_blocks(repo, &loc, &trailer, cancel).await? } else { Default::default() };
-        Ok(Look::Sound { loc, trailer, bad, read })
+        let (bad, read) = if read_data {
+            read_blocks(repo, &loc, &trailer, cancel).await?
+        } else {
+            Default::default()
+        };
+        Ok(Look::Sound {
+            loc,
+            trailer,
+            bad,
+            read,
+        })
     };
     match looked.await {
         Err(RepoError::Storage(StorageError::NotFound(_))) => Ok(Look::Gone),
@@ -145,8 +190,15 @@ async fn look_at_pack(repo: &Repository, listed: &Listed, read_data: bool, cance
     }
 }
 
-async fn check_envelope(storage: &dyn Storage, listed: &Listed, loc: &PackLoc, trailer: &Trailer) -> Result<()> {
-    let head = storage.get_range(&listed.key, 0, trailer.first_block.into()).await?;
+async fn check_envelope(
+    storage: &dyn Storage,
+    listed: &Listed,
+    loc: &PackLoc,
+    trailer: &Trailer,
+) -> Result<()> {
+    let head = storage
+        .get_range(&listed.key, 0, trailer.first_block.into())
+        .await?;
     let sound = || {
         let header = Header::decode(&head)?;
         let kind = match trailer.kind {
@@ -154,7 +206,10 @@ async fn check_envelope(storage: &dyn Storage, listed: &Listed, loc: &PackLoc, t
             PackKind::Map => ObjectKind::MapPack,
         };
         if header.kind != kind {
-            return Err(FormatError::WrongKind { expected: kind.name(), found: header.kind.name().into() });
+            return Err(FormatError::WrongKind {
+                expected: kind.name(),
+                found: header.kind.name().into(),
+            });
         }
         if header.len() as u64 != u64::from(trailer.first_block) || trailer.end() != loc.trailer_offset {
             return Err(FormatError::BadField("first block"));
@@ -179,13 +234,20 @@ async fn read_blocks(
     while first < trailer.len() {
         cancel.check()?;
         let start = trailer.offset(Slot(first)).unwrap_or_default();
-        let fits = |slot: u32| trailer.offset(Slot(slot)).is_some_and(|end| u64::from(end - start) <= READ);
+        let fits = |slot: u32| {
+            trailer
+                .offset(Slot(slot))
+                .is_some_and(|end| u64::from(end - start) <= READ)
+        };
         let mut next = first + 1;
         while next < trailer.len() && fits(next + 1) {
             next += 1;
         }
         let end = trailer.offset(Slot(next)).unwrap_or(trailer.end());
-        let run = repo.storage().get_range(&key, start.into(), (end - start).into()).await?;
+        let run = repo
+            .storage()
+            .get_range(&key, start.into(), (end - start).into())
+            .await?;
         let slots: Vec<(u32, BlockInfo, bytes::Bytes)> = (first..next)
             .filter_map(|slot| {
                 let at = (trailer.offset(Slot(slot))? - start) as usize;
@@ -214,12 +276,20 @@ fn take(listed: Listed, look: Look, facts: &mut Facts, report: &mut CheckReport)
         Look::Damaged(reason) => {
             report.packs += 1;
             report.bytes_packs += listed.size;
-            report.add(Finding::DamagedObject { key, reason: reason.to_string() });
+            report.add(Finding::DamagedObject {
+                key,
+                reason: reason.to_string(),
+            });
             if let Some(id) = listed.key.last() {
                 facts.packs.insert(id, None);
             }
         }
-        Look::Sound { loc, trailer, bad, read } => {
+        Look::Sound {
+            loc,
+            trailer,
+            bad,
+            read,
+        } => {
             report.packs += 1;
             report.bytes_packs += listed.size;
             report.blocks += u64::from(trailer.len());
@@ -227,7 +297,12 @@ fn take(listed: Listed, look: Look, facts: &mut Facts, report: &mut CheckReport)
             for (slot, reason) in &bad {
                 if let Some(info) = trailer.slot(Slot(*slot)) {
                     let (key, reason) = (key.clone(), reason.clone());
-                    report.add(Finding::DamagedBlock { key, slot: *slot, block: info.id, reason });
+                    report.add(Finding::DamagedBlock {
+                        key,
+                        slot: *slot,
+                        block: info.id,
+                        reason,
+                    });
                 }
             }
             if !bad.is_empty() {
@@ -241,11 +316,15 @@ fn take(listed: Listed, look: Look, facts: &mut Facts, report: &mut CheckReport)
 /// Whether an error of the walk is a finding.
 pub(super) fn as_finding(e: RepoError) -> Result<Finding> {
     match e {
-        RepoError::Damaged { key, reason } => {
-            Ok(Finding::DamagedObject { key: key.to_string(), reason: reason.to_string() })
-        }
+        RepoError::Damaged { key, reason } => Ok(Finding::DamagedObject {
+            key: key.to_string(),
+            reason: reason.to_string(),
+        }),
         RepoError::Missing { key } => Ok(Finding::MissingObject { key: key.to_string() }),
-        e if is_damage(&e) => Ok(Finding::DamagedObject { key: "a map node".into(), reason: e.to_string() }),
+        e if is_damage(&e) => Ok(Finding::DamagedObject {
+            key: "a map node".into(),
+            reason: e.to_string(),
+        }),
         e => Err(e),
     }
 }

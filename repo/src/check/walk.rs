@@ -57,7 +57,11 @@ impl Walked {
         cancel: &Cancel,
         report: &mut CheckReport,
     ) -> Result<()> {
-        let own = replset.files().places().map(|p| p.pack).chain(replset.table().own_packs());
+        let own = replset
+            .files()
+            .places()
+            .map(|p| p.pack)
+            .chain(replset.table().places().map(|p| p.pack));
         self.referenced.extend(own);
         for number in 0..replset.files().len() {
             cancel.check()?;
@@ -74,12 +78,19 @@ impl Walked {
             report.files += 1;
             let walked = match &entry.root {
                 MapRoot::Empty => Ok(()),
-                MapRoot::Inline(_) => match replset.extents(&entry.root, entry.meta.size, 0..entry.meta.size).await {
-                    Ok(placed) => self.leaf(replset, facts, placed.iter().map(|p| p.extent), report).await,
+                MapRoot::Inline(_) => match replset
+                    .extents(&entry.root, entry.meta.size, 0..entry.meta.size)
+                    .await
+                {
+                    Ok(placed) => {
+                        self.leaf(replset, facts, placed.iter().map(|p| p.extent), report)
+                            .await
+                    }
                     Err(e) => Err(e),
                 },
                 MapRoot::Node { place, level } => {
-                    self.node(replset, facts, *place, *level, entry.meta.size, report).await
+                    self.node(replset, facts, *place, *level, entry.meta.size, report)
+                        .await
                 }
             };
             match walked {
@@ -105,7 +116,9 @@ impl Walked {
                 return Ok(());
             }
             self.referenced.insert(place.pack);
-            let node = replset.explain(replset.maps().node(&place, level, span).await).await?;
+            let node = replset
+                .explain(replset.maps().node(&place, level, span).await)
+                .await?;
             match &*node {
                 Node::Leaf(extents) => self.leaf(replset, facts, extents.iter().copied(), report).await,
                 Node::Inner { level, children } => {
@@ -131,7 +144,15 @@ impl Walked {
         report: &mut CheckReport,
     ) -> Result<()> {
         for extent in extents {
-            let ExtentKind::Data { pack, first, count, skip } = extent.kind else { continue };
+            let ExtentKind::Data {
+                pack,
+                first,
+                count,
+                skip,
+            } = extent.kind
+            else {
+                continue;
+            };
             let found = match replset.pack(pack).await {
                 Ok(loc) if !self.extents.insert((loc.id, first, count, skip, extent.len)) => continue,
                 Ok(loc) => blocks_of(replset, facts, &loc, 0, &extent).await,
@@ -188,7 +209,10 @@ async fn locate(
         }
         let relocation = replset.explain(replset.packs().relocation(&at.id).await).await?;
         let key = crate::key::ObjectKey::relocation(&at.id);
-        let bad = |field| RepoError::Damaged { key: key.clone(), reason: FormatError::BadField(field) };
+        let bad = |field| RepoError::Damaged {
+            key: key.clone(),
+            reason: FormatError::BadField(field),
+        };
         let (target, next) = relocation.target(Slot(slot)).ok_or_else(|| bad("target"))?;
         let trailer = replset.explain(replset.packs().trailer(target).await).await?;
         if trailer.slot(next).map(|info| info.id) != Some(*id) {
@@ -196,7 +220,9 @@ async fn locate(
         }
         (at, slot) = (*target, next.0);
     }
-    Err(RepoError::DamagedEntry { reason: FormatError::BadField("target") })
+    Err(RepoError::DamagedEntry {
+        reason: FormatError::BadField("target"),
+    })
 }
 
 /// Every extent of a file that can still be read, and what hides the others.
@@ -214,7 +240,10 @@ pub(super) async fn readable_extents(
     };
     let mut open = vec![(*place, *level, 0u64, size)];
     while let Some((place, level, start, span)) = open.pop() {
-        match replset.explain(replset.maps().node(&place, level, span).await).await {
+        match replset
+            .explain(replset.maps().node(&place, level, span).await)
+            .await
+        {
             Err(e) if is_damage(&e) => hidden.push((start, span, e)),
             Err(e) => return Err(e),
             Ok(node) => match &*node {
