@@ -114,6 +114,11 @@ impl ReplsetReader {
         &self.snapshot
     }
 
+    /// Its packs. Wrap errors with [`ReplsetReader::explain`].
+    pub fn packs(&self) -> &Arc<PackStore> {
+        &self.packs
+    }
+
     /// Its file list. Wrap its errors with [`ReplsetReader::explain`].
     pub fn files(&self) -> &FileList {
         &self.files

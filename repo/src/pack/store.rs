@@ -190,6 +190,16 @@ impl PackStore {
     /// # Errors
     /// As [`PackStore::read_trailer`].
     pub async fn locate(&self, id: &PackId, size: u64) -> Result<(PackLoc, Arc<Trailer>)> {
+        let (loc, trailer) = self.locate_fresh(id, size).await?;
+        self.trailers.insert(*id, trailer.clone());
+        Ok((loc, trailer))
+    }
+
+    /// [`PackStore::locate`], past every cache.
+    ///
+    /// # Errors
+    /// As [`PackStore::read_trailer`].
+    pub async fn locate_fresh(&self, id: &PackId, size: u64) -> Result<(PackLoc, Arc<Trailer>)> {
         // Enough for the 256 blocks of 64 KiB that a full pack usually has.
         const GUESS: u64 = 16 << 10;
         let key = ObjectKey::pack(id);
@@ -213,9 +223,6 @@ impl PackStore {
             trailer_offset: offset,
             trailer_len: len,
         };
-        if let Some(found) = self.trailers.get(id) {
-            return Ok((loc, found));
-        }
         let start = tail.len().checked_sub(FOOTER_LEN + len as usize);
         let trailer = match start {
             Some(start) => Trailer::decode_of(id, &tail[start..tail.len() - FOOTER_LEN])
@@ -223,9 +230,7 @@ impl PackStore {
                 .map_err(RepoError::damaged(&key))?,
             None => self.read_trailer(&loc).await?,
         };
-        let trailer = Arc::new(trailer);
-        self.trailers.insert(*id, trailer.clone());
-        Ok((loc, trailer))
+        Ok((loc, Arc::new(trailer)))
     }
 
     /// The relocation of a pack that is gone.
