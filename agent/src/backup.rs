@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
-use pbmfs_repo::ingest::{
-    Cancel, Cutter, FixedCutter, IngestOptions, Ingested, Input, Job, Progress, ingest,
-};
+use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ingest};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
 use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
 
@@ -89,9 +87,7 @@ pub enum BackupError {
         root: PathBuf,
     },
     /// A replica set's name cannot be a directory in a mount.
-    #[error(
-        "\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\""
-    )]
+    #[error("\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\"")]
     BadReplsetName(String),
 }
 
@@ -111,16 +107,7 @@ pub async fn backup(
     }
     let started = jiff::Timestamp::now();
     let session = Session::begin(repo, "backup", started).await?;
-    let taken = Backup {
-        repo,
-        session: &session,
-        options,
-        progress,
-        cancel,
-        started,
-    }
-    .take(source)
-    .await;
+    let taken = Backup { repo, session: &session, options, progress, cancel, started }.take(source).await;
     match taken {
         Ok(doc) => {
             session.commit(&doc).await?;
@@ -170,11 +157,7 @@ impl Backup<'_> {
         check_replset_name(&name)?;
         let cluster = ClusterRef {
             name: self.options.cluster.clone().unwrap_or_else(|| name.clone()),
-            id: pinned
-                .info
-                .cluster_id
-                .clone()
-                .or_else(|| pinned.info.replica_set_id.clone()),
+            id: pinned.info.cluster_id.clone().or_else(|| pinned.info.replica_set_id.clone()),
         };
         let parent = self.parent(&cluster, &name).await?;
         let stats = self.read(source, &pinned, parent, known).await?;
@@ -184,15 +167,10 @@ impl Backup<'_> {
     }
 
     fn check_apart(&self, root: &Path) -> Result<(), BackupError> {
-        let Some(repository) = &self.options.repository else {
-            return Ok(());
-        };
+        let Some(repository) = &self.options.repository else { return Ok(()) };
         let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if resolved(repository).starts_with(resolved(root)) {
-            return Err(BackupError::RepositoryInside {
-                repository: repository.clone(),
-                root: root.to_owned(),
-            });
+            return Err(BackupError::RepositoryInside { repository: repository.clone(), root: root.to_owned() });
         }
         Ok(())
     }
@@ -207,16 +185,10 @@ impl Backup<'_> {
             let id_fits = doc.cluster.id.is_none() || cluster.id.is_none() || doc.cluster.id == cluster.id;
             doc.cluster.name == cluster.name && id_fits && doc.replsets.iter().any(|r| r.name == replset)
         };
-        let Some(doc) = self.repo.newest(same).await? else {
-            return Ok(None);
-        };
+        let Some(doc) = self.repo.newest(same).await? else { return Ok(None) };
         let name = doc.name.clone();
         match SnapshotReader::open(self.repo, doc).await {
-            Ok(reader) => Ok(reader
-                .replsets()
-                .iter()
-                .find(|r| r.doc().name == replset)
-                .cloned()),
+            Ok(reader) => Ok(reader.replsets().iter().find(|r| r.doc().name == replset).cloned()),
             Err(e) if e.kind() == pbmfs_repo::ErrorKind::Failed => Err(e.into()),
             Err(e) => {
                 tracing::warn!("the previous snapshot {name} cannot be built on: {e}");
@@ -233,7 +205,7 @@ impl Backup<'_> {
         pinned: &Pinned,
         parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
         known: Arc<MemoryIndex>,
-    ) -> Result<Ingested, BackupError> {
+    ) -> Result<Ingest, BackupError> {
         use pbmfs_repo::ErrorKind::{Damaged, NotFound};
         let name = parent.as_ref().map(|p| p.snapshot().clone());
         match (self.read_once(source, pinned, parent, known.clone()).await, name) {
@@ -251,50 +223,19 @@ impl Backup<'_> {
         pinned: &Pinned,
         parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
         known: Arc<MemoryIndex>,
-    ) -> Result<Ingested, BackupError> {
+    ) -> Result<Ingest, BackupError> {
         let files: Vec<FileMeta> = pinned.files.iter().map(file_meta).collect();
         self.progress.phase(Phase::Reading {
             files: files.len() as u64,
             bytes: files.iter().map(|f| f.size).sum(),
-            from: pinned
-                .info
-                .node
-                .clone()
-                .unwrap_or_else(|| pinned.root.display().to_string()),
+            from: pinned.info.node.clone().unwrap_or_else(|| pinned.root.display().to_string()),
         });
-        let lost = Arc::new(Mutex::new(None::<String>));
-        let stored = match self
-            .store(source, pinned, &files, parent.clone(), known.clone(), &lost)
-            .await
-        {
-            // Only the parent is read from the repository: without it everything can still be stored.
-            Err(BackupError::Repo(e)) if parent.is_some() && e.kind() == pbmfs_repo::ErrorKind::Damaged => {
-                tracing::warn!("the previous snapshot cannot be built on, everything is read again: {e}");
-                self.store(source, pinned, &files, None, known, &lost).await?
-            }
-            other => other?,
-        };
-        Ok(stored)
-    }
-
-    /// Reads all files once. The pin is looked at meanwhile; if it is lost, the pipeline stops.
-    async fn store(
-        &self,
-        source: &dyn Source,
-        pinned: &Pinned,
-        files: &[FileMeta],
-        parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
-        known: Arc<MemoryIndex>,
-        lost: &Arc<Mutex<Option<String>>>,
-    ) -> Result<Ingested, BackupError> {
         let mut options = IngestOptions::for_repository(self.repo.config(), self.options.memory);
         options.threads = self.options.threads.unwrap_or(options.threads);
+        let lost = Arc::new(Mutex::new(None::<String>));
         let job = Job {
-            input: Arc::new(Directory {
-                root: pinned.root.clone(),
-                lost: lost.clone(),
-            }),
-            files: files.to_vec(),
+            input: Arc::new(Directory { root: pinned.root.clone(), lost: lost.clone() }),
+            files,
             parent,
             known,
             options,
@@ -320,16 +261,11 @@ impl Backup<'_> {
             return Err(e.into());
         }
         source.check()?;
-        Ok(stored?)
+        let stored = stored?;
+        Ok(Ingest { file_list: stored.file_list, pack_table: stored.pack_table, stats: stored.stats })
     }
 
-    fn document(
-        &self,
-        cluster: ClusterRef,
-        replset: String,
-        info: &NodeInfo,
-        stored: Ingested,
-    ) -> SnapshotDoc {
+    fn document(&self, cluster: ClusterRef, replset: String, info: &NodeInfo, stored: Ingest) -> SnapshotDoc {
         let finished = jiff::Timestamp::now();
         let millis = finished.duration_since(self.started).as_millis().max(0) as u64;
         SnapshotDoc {
@@ -340,10 +276,7 @@ impl Backup<'_> {
             tool: self.options.tool.clone(),
             started: self.started,
             finished,
-            stats: SnapshotStats {
-                seconds: f64ish::Seconds(millis),
-                ..stored.stats
-            },
+            stats: SnapshotStats { seconds: f64ish::Seconds(millis), ..stored.stats },
             replsets: vec![ReplsetDoc {
                 name: replset,
                 file_list: stored.file_list,
@@ -353,6 +286,12 @@ impl Backup<'_> {
             }],
         }
     }
+}
+
+struct Ingest {
+    file_list: Option<pbmfs_repo::pack::Place>,
+    pack_table: Option<pbmfs_repo::pack::Place>,
+    stats: SnapshotStats,
 }
 
 async fn cancelled(cancel: &Cancel) {

@@ -41,10 +41,11 @@ pub(super) async fn look(
     progress.step("looking at snapshots and leases", 0);
     let mut facts = Facts::default();
     let listed = list_all(&**repo.storage(), "").await?;
-    let (packs, small): (Vec<_>, Vec<_>) = listed
-        .into_iter()
-        .partition(|l| l.key.as_str().starts_with(prefix::PACKS));
-    for object in small {
+    // Packs are listed behind the snapshots, the other way round than they are put: a backup that ends meanwhile must
+    // not look like one that misses its packs.
+    let packs = list_all(&**repo.storage(), prefix::PACKS).await?;
+    let is_small = |l: &&Listed| !l.key.as_str().starts_with(prefix::PACKS);
+    for object in listed.iter().filter(is_small) {
         cancel.check()?;
         match look_at_small(repo, &object.key, &mut facts, report).await {
             Ok(()) => {}
