@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::error::{RepoError, Result};
@@ -16,6 +17,9 @@ use crate::storage::{PutOutcome, Storage, StorageError, list_all};
 /// How often a lease's counter is raised. A gc that sees no raise for a while may take the writer for dead and fence
 /// it, so it should see many.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
+
+/// How long the end of a session waits for a beat that is on its way.
+const BEAT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often create-if-absent is repeated while its outcome is unknown.
 const COMMIT_ATTEMPTS: u32 = 5;
@@ -34,13 +38,26 @@ pub struct Session {
     beats: Beats,
 }
 
-/// The task that raises the counter. It ends with this value, whichever way that goes: a lease that nobody works under
-/// must not look alive.
-struct Beats(JoinHandle<()>);
+/// The task that raises the counter. Dropped, it ends after the beat that it is at.
+struct Beats {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
 
-impl Drop for Beats {
-    fn drop(&mut self) {
-        self.0.abort();
+impl Beats {
+    fn start(storage: Arc<dyn Storage>, lease: LeaseId) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(beat(storage, lease, stopped));
+        Self { stop, task }
+    }
+
+    /// Waits for a beat that is on its way: it would come back after it was deleted, and the storage is asked in a
+    /// thread that nobody can stop.
+    async fn end(self) {
+        drop(self.stop);
+        if tokio::time::timeout(BEAT_PATIENCE, self.task).await.is_err() {
+            tracing::debug!("a beat takes very long; it may stay until gc removes it");
+        }
     }
 }
 
@@ -62,7 +79,7 @@ impl Session {
         let (lease, name) = take_lease(repo, purpose, now).await?;
         match read_allowed(repo).await {
             Ok(allowed) => {
-                let beats = Beats(tokio::spawn(beat(repo.storage().clone(), lease)));
+                let beats = Beats::start(repo.storage().clone(), lease);
                 Ok(Self {
                     repo: repo.clone(),
                     name,
@@ -135,7 +152,7 @@ impl Session {
         if decided.is_none() {
             decided = self.give_up(&*storage).await;
         }
-        self.beats.0.abort();
+        self.beats.end().await;
         match decided {
             Some(Decided::Committed) => {
                 remove_lease(&*storage, &self.lease).await;
@@ -216,7 +233,7 @@ impl Session {
 
     /// Ends a session that never tried to commit. Packs that it put are garbage, which gc removes.
     pub async fn abandon(self) {
-        self.beats.0.abort();
+        self.beats.end().await;
         remove_lease(&**self.repo.storage(), &self.lease).await;
     }
 }
@@ -345,14 +362,16 @@ async fn remove_lease(storage: &dyn Storage, lease: &LeaseId) {
     }
 }
 
-/// Raises the counter until it is aborted. A beat that fails costs nothing but politeness.
-async fn beat(storage: Arc<dyn Storage>, lease: LeaseId) {
+/// Raises the counter until it is told to stop. A beat that fails costs nothing but politeness.
+async fn beat(storage: Arc<dyn Storage>, lease: LeaseId, mut stopped: oneshot::Receiver<()>) {
     let key = ObjectKey::beat(&lease);
     for counter in 1.. {
         if let Err(e) = storage.put(&key, BeatDoc { counter }.to_object(&key)).await {
             tracing::debug!("beat of {lease}: {e}");
         }
-        tokio::time::sleep(BEAT_EVERY).await;
+        if tokio::time::timeout(BEAT_EVERY, &mut stopped).await.is_ok() {
+            return;
+        }
     }
 }
 

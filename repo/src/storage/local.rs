@@ -54,7 +54,9 @@ impl LocalStorage {
 
     fn error(&self, op: &'static str, key: &str, e: &io::Error) -> StorageError {
         match (e.kind(), ObjectKey::parse(key)) {
-            (io::ErrorKind::NotFound, Some(key)) => StorageError::NotFound(key),
+            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, Some(key)) => {
+                StorageError::NotFound(key)
+            }
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(key)) => StorageError::NoSpace {
                 key,
                 place: self.address(),
