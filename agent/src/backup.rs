@@ -87,7 +87,9 @@ pub enum BackupError {
         root: PathBuf,
     },
     /// A replica set's name cannot be a directory in a mount.
-    #[error("\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\"")]
+    #[error(
+        "\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\""
+    )]
     BadReplsetName(String),
 }
 
@@ -107,7 +109,16 @@ pub async fn backup(
     }
     let started = jiff::Timestamp::now();
     let session = Session::begin(repo, "backup", started).await?;
-    let taken = Backup { repo, session: &session, options, progress, cancel, started }.take(source).await;
+    let taken = Backup {
+        repo,
+        session: &session,
+        options,
+        progress,
+        cancel,
+        started,
+    }
+    .take(source)
+    .await;
     match taken {
         Ok(doc) => {
             session.commit(&doc).await?;
@@ -157,7 +168,11 @@ impl Backup<'_> {
         check_replset_name(&name)?;
         let cluster = ClusterRef {
             name: self.options.cluster.clone().unwrap_or_else(|| name.clone()),
-            id: pinned.info.cluster_id.clone().or_else(|| pinned.info.replica_set_id.clone()),
+            id: pinned
+                .info
+                .cluster_id
+                .clone()
+                .or_else(|| pinned.info.replica_set_id.clone()),
         };
         let parent = self.parent(&cluster, &name).await?;
         let stats = self.read(source, &pinned, parent, known).await?;
@@ -167,10 +182,15 @@ impl Backup<'_> {
     }
 
     fn check_apart(&self, root: &Path) -> Result<(), BackupError> {
-        let Some(repository) = &self.options.repository else { return Ok(()) };
+        let Some(repository) = &self.options.repository else {
+            return Ok(());
+        };
         let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if resolved(repository).starts_with(resolved(root)) {
-            return Err(BackupError::RepositoryInside { repository: repository.clone(), root: root.to_owned() });
+            return Err(BackupError::RepositoryInside {
+                repository: repository.clone(),
+                root: root.to_owned(),
+            });
         }
         Ok(())
     }
@@ -185,10 +205,16 @@ impl Backup<'_> {
             let id_fits = doc.cluster.id.is_none() || cluster.id.is_none() || doc.cluster.id == cluster.id;
             doc.cluster.name == cluster.name && id_fits && doc.replsets.iter().any(|r| r.name == replset)
         };
-        let Some(doc) = self.repo.newest(same).await? else { return Ok(None) };
+        let Some(doc) = self.repo.newest(same).await? else {
+            return Ok(None);
+        };
         let name = doc.name.clone();
         match SnapshotReader::open(self.repo, doc).await {
-            Ok(reader) => Ok(reader.replsets().iter().find(|r| r.doc().name == replset).cloned()),
+            Ok(reader) => Ok(reader
+                .replsets()
+                .iter()
+                .find(|r| r.doc().name == replset)
+                .cloned()),
             Err(e) if e.kind() == pbmfs_repo::ErrorKind::Failed => Err(e.into()),
             Err(e) => {
                 tracing::warn!("the previous snapshot {name} cannot be built on: {e}");
@@ -197,7 +223,27 @@ impl Backup<'_> {
         }
     }
 
+    /// Stores the pinned files. If the parent's lists or maps turn out to be damaged, or were deleted meanwhile, the
+    /// files are read once more without it: damage in one snapshot must not stand in the way of all later ones.
     async fn read(
+        &self,
+        source: &dyn Source,
+        pinned: &Pinned,
+        parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
+        known: Arc<MemoryIndex>,
+    ) -> Result<Ingest, BackupError> {
+        use pbmfs_repo::ErrorKind::{Damaged, NotFound};
+        let name = parent.as_ref().map(|p| p.snapshot().clone());
+        match (self.read_once(source, pinned, parent, known.clone()).await, name) {
+            (Err(BackupError::Repo(e)), Some(name)) if matches!(e.kind(), Damaged | NotFound) => {
+                tracing::warn!("the previous snapshot {name} cannot be built on, all is read again: {e}");
+                self.read_once(source, pinned, None, known).await
+            }
+            (done, _) => done,
+        }
+    }
+
+    async fn read_once(
         &self,
         source: &dyn Source,
         pinned: &Pinned,
@@ -208,13 +254,20 @@ impl Backup<'_> {
         self.progress.phase(Phase::Reading {
             files: files.len() as u64,
             bytes: files.iter().map(|f| f.size).sum(),
-            from: pinned.info.node.clone().unwrap_or_else(|| pinned.root.display().to_string()),
+            from: pinned
+                .info
+                .node
+                .clone()
+                .unwrap_or_else(|| pinned.root.display().to_string()),
         });
         let mut options = IngestOptions::for_repository(self.repo.config(), self.options.memory);
         options.threads = self.options.threads.unwrap_or(options.threads);
         let lost = Arc::new(Mutex::new(None::<String>));
         let job = Job {
-            input: Arc::new(Directory { root: pinned.root.clone(), lost: lost.clone() }),
+            input: Arc::new(Directory {
+                root: pinned.root.clone(),
+                lost: lost.clone(),
+            }),
             files,
             parent,
             known,
@@ -242,7 +295,11 @@ impl Backup<'_> {
         }
         source.check()?;
         let stored = stored?;
-        Ok(Ingest { file_list: stored.file_list, pack_table: stored.pack_table, stats: stored.stats })
+        Ok(Ingest {
+            file_list: stored.file_list,
+            pack_table: stored.pack_table,
+            stats: stored.stats,
+        })
     }
 
     fn document(&self, cluster: ClusterRef, replset: String, info: &NodeInfo, stored: Ingest) -> SnapshotDoc {
@@ -256,7 +313,10 @@ impl Backup<'_> {
             tool: self.options.tool.clone(),
             started: self.started,
             finished,
-            stats: SnapshotStats { seconds: f64ish::Seconds(millis), ..stored.stats },
+            stats: SnapshotStats {
+                seconds: f64ish::Seconds(millis),
+                ..stored.stats
+            },
             replsets: vec![ReplsetDoc {
                 name: replset,
                 file_list: stored.file_list,

@@ -190,7 +190,12 @@ impl FsyncLockSource {
         if lock_count != 1 {
             return Err(SourceError::AlreadyLocked { node: node.into() });
         }
-        let witness = Witness::of_lock(backup_file, before, member)?;
+        let witness = match Witness::of_lock(backup_file, before, member) {
+            Err(error @ SourceError::NotThisServer { .. }) => {
+                return Err(lost_already(member).await.unwrap_or(error));
+            }
+            other => other?,
+        };
         info.operation_time = operation_time;
         tracing::debug!(node, ?operation_time, "locked");
 
@@ -216,6 +221,19 @@ impl FsyncLockSource {
             },
         ))
     }
+}
+
+/// A server that unlocks as soon as it has locked, because it is shutting down for instance, leaves no witness either.
+async fn lost_already(member: &Member) -> Option<SourceError> {
+    let reason = match member.server.is_locked().await {
+        Ok(true) => return None,
+        Ok(false) => "it was unlocked at once".into(),
+        Err(failure) => format!("the server went away: {failure}"),
+    };
+    Some(SourceError::Lost {
+        node: member.server.node().into(),
+        reason,
+    })
 }
 
 impl Witness {

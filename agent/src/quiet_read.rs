@@ -44,9 +44,17 @@ impl QuietFile {
         let mut probe = [0u8; 0];
         let how = match rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut probe)], 0, DONTCACHE) {
             Ok(_) => How::DontCache,
-            Err(_) => match rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()) {
+            Err(_) => match rustix::fs::open(
+                path,
+                OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
                 Ok(fd) => {
-                    return Ok(Self { file: fd.into(), offset: 0, how: How::Direct(DirectBuffer::new()) });
+                    return Ok(Self {
+                        file: fd.into(),
+                        offset: 0,
+                        how: How::Direct(DirectBuffer::new()),
+                    });
                 }
                 Err(_) => How::Plain,
             },
@@ -96,7 +104,12 @@ impl DirectBuffer {
     fn new() -> Self {
         let memory = vec![0; DIRECT_LEN + ALIGN];
         let aligned = memory.as_ptr().align_offset(ALIGN);
-        Self { memory, aligned, start: 0, len: 0 }
+        Self {
+            memory,
+            aligned,
+            start: 0,
+            len: 0,
+        }
     }
 
     fn read(&mut self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, Errno> {

@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Physical backups of MongoDB in a deduplicating repository, restored by copying or mounted.
 #[derive(Debug, Parser)]
-#[command(name = "pbm-fs", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "pbm-fs",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "\
 Examples:
   export PBMFS_REPO=/backups/mongo
@@ -130,7 +135,12 @@ pub struct Backup {
     #[arg(long, conflicts_with = "dbpath")]
     pub record_hashes: bool,
     /// Longest wait for the lock
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, conflicts_with = "dbpath")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 120,
+        conflicts_with = "dbpath"
+    )]
     pub lock_timeout: u64,
 }
 

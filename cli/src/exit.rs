@@ -78,7 +78,10 @@ struct JsonErrorBody<'a> {
 impl Failure {
     /// A failure of some kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self {
+            kind,
+            message: message.into(),
+        }
     }
 
     /// Wrong arguments.
@@ -96,8 +99,11 @@ impl Failure {
         match format {
             OutputFormat::Text => eprintln!("pbm-fs: {}", self.message),
             OutputFormat::Json => {
-                let body =
-                    JsonErrorBody { kind: self.kind, message: &self.message, exit_code: self.code() };
+                let body = JsonErrorBody {
+                    kind: self.kind,
+                    message: &self.message,
+                    exit_code: self.code(),
+                };
                 let line = serde_json::to_string(&JsonError { error: body }).unwrap_or_default();
                 eprintln!("{line}");
             }

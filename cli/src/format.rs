@@ -29,7 +29,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         unit.push_str("IB");
     }
     let unit = if unit == "B" { String::new() } else { unit };
-    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, f)| *f).ok_or_else(bad)?;
+    let factor = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, f)| *f)
+        .ok_or_else(bad)?;
     number.checked_mul(factor).filter(|n| *n > 0).ok_or_else(bad)
 }
 
@@ -45,8 +49,17 @@ pub fn parse_pack_size(text: &str) -> Result<u64, String> {
 
 /// A size with two digits behind the point, in decimal units, as PBM prints it: `139.82MB`.
 pub fn size(bytes: u64) -> String {
-    let (name, factor) = UNITS[..5].iter().rev().find(|(_, f)| bytes >= *f).copied().unwrap_or(("B", 1));
-    if factor == 1 { format!("{bytes}B") } else { format!("{:.2}{name}", bytes as f64 / factor as f64) }
+    let (name, factor) = UNITS[..5]
+        .iter()
+        .rev()
+        .find(|(_, f)| bytes >= *f)
+        .copied()
+        .unwrap_or(("B", 1));
+    if factor == 1 {
+        format!("{bytes}B")
+    } else {
+        format!("{:.2}{name}", bytes as f64 / factor as f64)
+    }
 }
 
 /// A duration: `850ms`, `12.3s`, `4m05s`, `2h03m`.
@@ -61,13 +74,18 @@ pub fn duration(millis: u64) -> String {
 
 /// Bytes a second.
 pub fn rate(bytes: u64, millis: u64) -> String {
-    format!("{}/s", size((bytes as f64 * 1000.0 / millis.max(1) as f64) as u64))
+    format!(
+        "{}/s",
+        size((bytes as f64 * 1000.0 / millis.max(1) as f64) as u64)
+    )
 }
 
 /// Writes a line to stdout. A reader that went away ends the program quietly.
 pub fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()).map_err(stdout_failure)
+    writeln!(out, "{}", text.as_ref())
+        .and_then(|()| out.flush())
+        .map_err(stdout_failure)
 }
 
 /// Writes one JSON document to stdout.

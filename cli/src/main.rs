@@ -17,7 +17,10 @@ use crate::exit::{Failure, Outcome};
 
 fn main() -> ExitCode {
     // The guard of a lock is this program again: it must not start threads or read arguments like everybody else.
-    if std::env::args_os().nth(1).is_some_and(|a| a == pbmfs_agent::lock::guard::GUARD_ARGUMENT) {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|a| a == pbmfs_agent::lock::guard::GUARD_ARGUMENT)
+    {
         return guard();
     }
     let cli = match Cli::try_parse() {
@@ -49,8 +52,12 @@ fn guard() -> ExitCode {
 /// Wrong arguments: as clap words it, or as JSON when the command line asks for that anywhere.
 fn usage(e: &clap::Error) -> ExitCode {
     let asked: Vec<_> = std::env::args_os().collect();
-    let json = asked.windows(2).any(|w| (w[0] == "-o" || w[0] == "--out") && w[1] == "json")
-        || asked.iter().any(|a| a == "--out=json" || a == "-ojson" || a == "-o=json");
+    let json = asked
+        .windows(2)
+        .any(|w| (w[0] == "-o" || w[0] == "--out") && w[1] == "json")
+        || asked
+            .iter()
+            .any(|a| a == "--out=json" || a == "-ojson" || a == "-o=json");
     let help = matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion);
     if json && !help {
         let text = e.to_string();

@@ -41,9 +41,20 @@ impl Meter {
             bar
         });
         let now = Instant::now();
-        let plain = (!terminal && !silent && global.output == OutputFormat::Text)
-            .then(|| Mutex::new(Plain { what: String::new(), total: 0, began: now, last: now }));
-        Self { bar, plain, done: AtomicU64::new(0), stored: AtomicU64::new(0) }
+        let plain = (!terminal && !silent && global.output == OutputFormat::Text).then(|| {
+            Mutex::new(Plain {
+                what: String::new(),
+                total: 0,
+                began: now,
+                last: now,
+            })
+        });
+        Self {
+            bar,
+            plain,
+            done: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+        }
     }
 
     /// A step of unknown length begins.
@@ -72,8 +83,12 @@ impl Meter {
         if let Some(plain) = &self.plain {
             eprintln!("{what}: {}", format::size(total));
             let now = Instant::now();
-            *plain.lock().unwrap_or_else(PoisonError::into_inner) =
-                Plain { what: what.to_owned(), total, began: now, last: now };
+            *plain.lock().unwrap_or_else(PoisonError::into_inner) = Plain {
+                what: what.to_owned(),
+                total,
+                began: now,
+                last: now,
+            };
         }
     }
 
@@ -92,7 +107,10 @@ impl Meter {
             let percent = done * 100 / plain.total.max(1);
             let (what, eta) = (&plain.what, format::duration(left as u64));
             let (size, total) = (format::size(done), format::size(plain.total));
-            eprintln!("{what}: {percent} %, {size} of {total}, {}, ETA {eta}", format::rate(done, millis));
+            eprintln!(
+                "{what}: {percent} %, {size} of {total}, {}, ETA {eta}",
+                format::rate(done, millis)
+            );
         }
     }
 

@@ -57,7 +57,7 @@ enum Place {
 }
 
 impl SnapshotTree {
-    /// Opens a snapshot. Three requests for each replica set; nothing else is read before it is asked for.
+    /// Opens a snapshot. Two requests for each replica set; nothing else is read before it is asked for.
     ///
     /// # Errors
     /// The repository's: `Damaged…`, `Missing`, `Deleted`; the storage's.

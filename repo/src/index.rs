@@ -96,7 +96,7 @@ impl MemoryIndex {
                     tracing::warn!("pack {id} is not used: {e}");
                     Ok(())
                 }
-                // Deleted by a gc since it was listed; it was condemned after this session's reads.
+                // Deleted since it was listed: somebody took this writer for dead and fenced it. The commit will tell.
                 Err(RepoError::Storage(e)) if e.is_not_found() => Ok(()),
                 Err(e) => Err(e),
             })

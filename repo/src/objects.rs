@@ -267,6 +267,14 @@ impl Committed {
                 if doc.name != *name {
                     return Err(FormatError::WrongKey(doc.name.to_string()));
                 }
+                for place in doc
+                    .replsets
+                    .iter()
+                    .flat_map(|r| [r.file_list, r.pack_table])
+                    .flatten()
+                {
+                    place.validate()?;
+                }
                 Ok(Self::Snapshot(Box::new(doc)))
             }
             (ObjectKind::Tombstone, payload) => Ok(Self::Tombstone(TombstoneDoc::from_payload(&payload)?)),

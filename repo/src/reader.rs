@@ -55,7 +55,7 @@ pub struct BlockSpan {
 }
 
 impl SnapshotReader {
-    /// Opens a snapshot. Three requests for each replica set.
+    /// Opens a snapshot. Two requests for each replica set.
     ///
     /// # Errors
     /// `Damaged`, `DamagedBlock`, `Missing`; the storage's.
@@ -84,7 +84,7 @@ impl SnapshotReader {
 }
 
 impl ReplsetReader {
-    pub(crate) async fn open(repo: &Repository, snapshot: &SnapshotName, doc: ReplsetDoc) -> Result<Self> {
+    async fn open(repo: &Repository, snapshot: &SnapshotName, doc: ReplsetDoc) -> Result<Self> {
         let packs = repo.packs().clone();
         let opened = async {
             let files = FileList::open(packs.clone(), doc.file_list, repo.cache()).await?;
@@ -112,6 +112,11 @@ impl ReplsetReader {
     /// The name of the snapshot.
     pub fn snapshot(&self) -> &SnapshotName {
         &self.snapshot
+    }
+
+    /// Its packs. Wrap errors with [`ReplsetReader::explain`].
+    pub fn packs(&self) -> &Arc<PackStore> {
+        &self.packs
     }
 
     /// Its file list. Wrap its errors with [`ReplsetReader::explain`].

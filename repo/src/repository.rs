@@ -59,11 +59,14 @@ impl Repository {
     ) -> Result<Self> {
         let key = ObjectKey::repository();
         let address = storage.address();
-        let here = storage.list("", None).await?.objects;
-        if here.iter().any(|o| o.key == key) {
-            return Err(RepoError::AlreadyARepository { address });
+        // Asked for by its name: a listing has it behind all packs, perhaps pages later.
+        match storage.head(&key).await {
+            Ok(_) => return Err(RepoError::AlreadyARepository { address }),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
         }
-        if !here.is_empty() {
+        let here = storage.list("", None).await?.objects;
+        if here.iter().any(|o| o.key != key) {
             return Err(RepoError::NotEmpty { address });
         }
         let config = RepoConfig {
@@ -148,10 +151,10 @@ impl Repository {
         })
     }
 
-    /// The same repository with caches of its own, which are empty.
-    pub(crate) fn with_cache(&self, cache: u64) -> Result<Self> {
+    /// The same repository with empty caches: what was sound a while ago says nothing about now.
+    pub(crate) fn with_empty_caches(&self) -> Result<Self> {
         let (storage, randomness) = (self.storage.clone(), self.randomness.clone());
-        Self::with(storage, (*self.config).clone(), randomness, cache)
+        Self::with(storage, (*self.config).clone(), randomness, self.cache * 4)
     }
 
     /// The storage under it.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::error::{RepoError, Result};
@@ -17,21 +18,47 @@ use crate::storage::{PutOutcome, Storage, StorageError, list_all};
 /// it, so it should see many.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 
+/// How long the end of a session waits for a beat that is on its way.
+const BEAT_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How often create-if-absent is repeated while its outcome is unknown.
 const COMMIT_ATTEMPTS: u32 = 5;
 
 /// How many seconds further a name is looked for when the present second's is taken.
 const NAME_ATTEMPTS: u32 = 120;
 
-/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind, as a
-/// crash would: gc deals with that.
+/// A writer at work. Dropping it without [`Session::commit`] or [`Session::abandon`] leaves the lease behind and ends its
+/// beats, as a crash would: gc deals with that.
 pub struct Session {
     repo: Repository,
     name: SnapshotName,
     lease: LeaseId,
     /// Packs that were listed and not condemned, with their lengths.
     allowed: Arc<HashMap<PackId, u64>>,
-    beats: JoinHandle<()>,
+    beats: Beats,
+}
+
+/// The task that raises the counter. Dropped, it ends after the beat that it is at.
+struct Beats {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Beats {
+    fn start(storage: Arc<dyn Storage>, lease: LeaseId) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(beat(storage, lease, stopped));
+        Self { stop, task }
+    }
+
+    /// Waits for a beat that is on its way: it would come back after it was deleted, and the storage is asked in a
+    /// thread that nobody can stop.
+    async fn end(self) {
+        drop(self.stop);
+        if tokio::time::timeout(BEAT_PATIENCE, self.task).await.is_err() {
+            tracing::debug!("a beat takes very long; it may stay until gc removes it");
+        }
+    }
 }
 
 /// How a commit ended, when it did not fail.
@@ -52,7 +79,7 @@ impl Session {
         let (lease, name) = take_lease(repo, purpose, now).await?;
         match read_allowed(repo).await {
             Ok(allowed) => {
-                let beats = tokio::spawn(beat(repo.storage().clone(), lease));
+                let beats = Beats::start(repo.storage().clone(), lease);
                 Ok(Self {
                     repo: repo.clone(),
                     name,
@@ -125,7 +152,7 @@ impl Session {
         if decided.is_none() {
             decided = self.give_up(&*storage).await;
         }
-        self.beats.abort();
+        self.beats.end().await;
         match decided {
             Some(Decided::Committed) => {
                 remove_lease(&*storage, &self.lease).await;
@@ -206,7 +233,7 @@ impl Session {
 
     /// Ends a session that never tried to commit. Packs that it put are garbage, which gc removes.
     pub async fn abandon(self) {
-        self.beats.abort();
+        self.beats.end().await;
         remove_lease(&**self.repo.storage(), &self.lease).await;
     }
 }
@@ -249,10 +276,15 @@ async fn take_lease(
             started: now,
         };
         let lease_key = ObjectKey::lease(&lease);
-        if let Err(e) = storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
-            // It may be there all the same, or land later: then gc removes it.
-            remove_lease(storage, &lease).await;
-            return Err(e.into());
+        match storage.put_if_absent(&lease_key, doc.to_object(&lease_key)).await {
+            Ok(PutOutcome::Created) => {}
+            // Another writer's: a lease is used once.
+            Ok(PutOutcome::Exists) => continue,
+            Err(e) => {
+                // It may be there all the same, or land later: then gc removes it.
+                remove_lease(storage, &lease).await;
+                return Err(e.into());
+            }
         }
         match rivals(storage, &lease, &key).await {
             Ok(0) => return Ok((lease, name)),
@@ -330,14 +362,16 @@ async fn remove_lease(storage: &dyn Storage, lease: &LeaseId) {
     }
 }
 
-/// Raises the counter until it is aborted. A beat that fails costs nothing but politeness.
-async fn beat(storage: Arc<dyn Storage>, lease: LeaseId) {
+/// Raises the counter until it is told to stop. A beat that fails costs nothing but politeness.
+async fn beat(storage: Arc<dyn Storage>, lease: LeaseId, mut stopped: oneshot::Receiver<()>) {
     let key = ObjectKey::beat(&lease);
     for counter in 1.. {
         if let Err(e) = storage.put(&key, BeatDoc { counter }.to_object(&key)).await {
             tracing::debug!("beat of {lease}: {e}");
         }
-        tokio::time::sleep(BEAT_EVERY).await;
+        if tokio::time::timeout(BEAT_EVERY, &mut stopped).await.is_ok() {
+            return;
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The pack table of a replica set: the numbered list of packs that its maps refer to (`docs/format.md` §6).
 //!
-//! It only grows along a lineage of snapshots, so a number in an inherited leaf keeps its meaning. It also lists the
-//! map packs that hold nodes: so "may I still refer to what I inherit" (GC.md rule 4) is an intersection of sets.
+//! It only grows along a lineage of snapshots that inherit maps, so a number in an inherited leaf keeps its meaning.
+//! It also lists the map packs that hold nodes: so "may I still refer to what I inherit" (GC.md rule 4) is an
+//! intersection of sets.
 
 use std::collections::HashMap;
 use std::sync::Arc;

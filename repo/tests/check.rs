@@ -10,15 +10,29 @@ use bytes::Bytes;
 use common::forge::trailer_of;
 use common::gc_tool::{collect, of_kind};
 use common::*;
-use pbmfs_repo::check::{CheckOptions, CheckReport, Finding, NoCheckProgress, Severity, check};
+use pbmfs_repo::check::{CheckOptions, CheckProgress, CheckReport, Finding, Severity, check};
 use pbmfs_repo::envelope::{self, ObjectKind};
 use pbmfs_repo::id::{BlockId, LeaseId, PackId, Slot};
 use pbmfs_repo::ingest::Cancel;
 use pbmfs_repo::key::{ObjectKey, prefix};
 use pbmfs_repo::objects::{JsonObject, SnapshotDoc, TombstoneDoc};
 use pbmfs_repo::pack::{BLOCK_HEADER_LEN, Owner, PackBuilder, PackKind, put_pack};
-use pbmfs_repo::storage::{Fault, FaultyStorage, LocalStorage, MemoryStorage, Storage, list_all};
+use pbmfs_repo::storage::{
+    Fault, FaultyStorage, LocalStorage, MemoryStorage, Page, PutOutcome, Storage, StorageError, list_all,
+};
 use pbmfs_repo::{ErrorKind, RepoError, Repository};
+
+const OPTIONS_READ: CheckOptions = CheckOptions {
+    read_data: true,
+    parallel: 2,
+};
+
+struct Silent;
+
+impl CheckProgress for Silent {
+    fn step(&self, _: &str, _: u64) {}
+    fn bytes(&self, _: u64) {}
+}
 
 async fn checked(memory: &Arc<MemoryStorage>, read_data: bool) -> CheckReport {
     // Opened while `repo.json` is sound; a check reads it again.
@@ -33,19 +47,15 @@ async fn open(storage: Arc<dyn Storage>) -> Result<Repository, RepoError> {
 async fn run(repo: &Repository, read_data: bool) -> CheckReport {
     let options = CheckOptions {
         read_data,
-        memory: 16 << 20,
-        threads: 2,
+        parallel: 2,
     };
-    let report = check(repo, options, &NoCheckProgress, &Cancel::default())
-        .await
-        .unwrap();
-    // Whatever is found can be told: in one line, and as JSON and back.
+    let report = check(repo, options, &Silent, &Cancel::default()).await.unwrap();
+    // Whatever is found can be told: in one line, and as JSON.
     for finding in &report.findings {
         let text = finding.to_string();
         assert!(!text.contains('\n') && !text.ends_with('.'), "{text}");
     }
-    let json = serde_json::to_string(&report).unwrap();
-    assert_eq!(serde_json::from_str::<CheckReport>(&json).unwrap(), report);
+    serde_json::to_string(&report).unwrap();
     report
 }
 
@@ -101,9 +111,8 @@ async fn nothing_is_found_where_nothing_is() {
         assert_eq!(report.snapshots, 3);
         let files: usize = snapshots.iter().map(|(_, files)| files.0.len()).sum();
         assert_eq!(report.files, files as u64);
-        assert!(report.blocks > 200 && report.nodes > 10);
-        let read = if read_data { report.pack_bytes } else { 0 };
-        assert_eq!(report.bytes_read, read);
+        assert!(report.blocks > 200);
+        assert_eq!(report.packs_unreferenced, 0);
         assert_eq!(report.blocks_read, if read_data { report.blocks } else { 0 });
     }
     // Nor after a gc moved everything, twice.
@@ -112,6 +121,7 @@ async fn nothing_is_found_where_nothing_is() {
         collect(&memory, &all).await;
         let report = checked(&memory, true).await;
         assert_eq!(report.findings, []);
+        assert_eq!(report.packs_unreferenced, 0);
     }
 }
 
@@ -119,7 +129,6 @@ async fn nothing_is_found_where_nothing_is() {
 async fn the_golden_repository_has_nothing_worse_than_notes() {
     let report = checked(&golden().await, true).await;
     assert!(report.is_sound(), "{:#?}", report.findings);
-    assert_eq!(report.count(Severity::Warning), 0);
     assert!(report.findings.iter().any(|f| matches!(f, Finding::Lease { .. })));
 }
 
@@ -205,13 +214,7 @@ async fn structure_is_checked_without_reading_data() {
 async fn what_is_missing_is_found() {
     let memory = golden().await;
     let repo = open(memory.clone()).await.unwrap();
-    let unreferenced = |report: &CheckReport| {
-        let packs = report.findings.iter().find_map(|f| match f {
-            Finding::Unreferenced { packs, .. } => Some(*packs),
-            _ => None,
-        });
-        packs.unwrap_or(0)
-    };
+    let unreferenced = |report: &CheckReport| report.packs_unreferenced;
     let before = unreferenced(&run(&repo, false).await);
     let mut needed = 0;
     for (key, object) in memory.snapshot() {
@@ -227,6 +230,7 @@ async fn what_is_missing_is_found() {
         memory.tamper(&key, None);
         let report = run(&repo, false).await;
         let superfluous = key.as_str().starts_with(prefix::PACKS) && unreferenced(&report) + 1 == before;
+        let superfluous = superfluous && report.is_sound();
         if superfluous || untraceable.iter().any(|p| key.as_str().starts_with(p)) {
             assert!(report.is_sound(), "{key}: {:#?}", report.findings);
         } else {
@@ -294,9 +298,11 @@ fn spoil_blocks(memory: &MemoryStorage, id: &PackId, every: usize) -> Vec<(PackI
 fn places_of(block: &BlockId, files: &Files) -> HashSet<(String, u64)> {
     let mut out = HashSet::new();
     for (path, bytes) in &files.0 {
-        for (i, chunk) in bytes.iter().flat_map(|b| b.chunks(64 << 10)).enumerate() {
+        // As the cutter of these tests does.
+        let len = if path.ends_with(".1k") { 1 << 10 } else { 64 << 10 };
+        for (i, chunk) in bytes.iter().flat_map(|b| b.chunks(len)).enumerate() {
             if BlockId::of(chunk) == *block {
-                out.insert((path.clone(), i as u64 * (64 << 10)));
+                out.insert((path.clone(), (i * len) as u64));
             }
         }
     }
@@ -309,44 +315,38 @@ async fn assert_attributed(memory: &Arc<MemoryStorage>, snapshots: &[(SnapshotDo
         spoilt.extend(spoil_blocks(memory, id, 5));
     }
     let report = checked(memory, true).await;
-    let found: Vec<_> = report
-        .findings
-        .iter()
-        .map(|f| match f {
-            Finding::DamagedBlock {
-                pack,
-                slot,
-                block,
-                uses,
-                more_uses,
-                ..
-            } => (*pack, *slot, *block, uses, *more_uses),
-            other => panic!("{other}"),
-        })
-        .collect();
-    assert_eq!(found.len(), spoilt.len());
-    for (pack, slot, block) in spoilt {
-        let (.., uses, more) = found
-            .iter()
-            .find(|f| (f.0, f.1, f.2) == (pack, slot, block))
-            .unwrap();
-        let mut expected = HashSet::new();
+    let mut expected = HashSet::new();
+    for (pack, slot, block) in &spoilt {
         for (doc, files) in snapshots {
-            let places = places_of(&block, files).into_iter();
-            expected.extend(places.map(|(path, at)| (doc.name.clone(), path, at)));
+            let places = places_of(block, files).into_iter();
+            expected.extend(places.map(|(path, at)| (doc.name.clone(), path, at, *pack, *slot, *block)));
         }
-        let named: HashSet<_> = uses
-            .iter()
-            .map(|u| (u.snapshot.clone(), u.path.clone(), u.offset))
-            .collect();
-        assert!(named.is_subset(&expected), "{named:?} {expected:?}");
-        assert_eq!(named.len() as u64 + more, expected.len() as u64);
     }
-    let text = errors(&report).concat();
-    assert!(
-        text.contains("at offset") && text.contains("of rs in snapshot"),
-        "{text}"
-    );
+    let (mut blocks, mut hits) = (HashSet::new(), HashSet::new());
+    for finding in &report.findings {
+        match finding {
+            Finding::DamagedBlock { key, slot, block, .. } => {
+                blocks.insert((key.rsplit('/').next().unwrap().parse().unwrap(), *slot, *block));
+            }
+            Finding::DamagedFile {
+                snapshot,
+                replset,
+                path,
+                offset,
+                pack: Some(pack),
+                slot: Some(slot),
+                block: Some(block),
+                ..
+            } => {
+                assert_eq!(replset, "rs");
+                hits.insert((snapshot.clone(), path.clone(), *offset, *pack, *slot, *block));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(blocks, spoilt.into_iter().collect());
+    assert!(!expected.is_empty());
+    assert_eq!(hits, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -422,8 +422,6 @@ async fn what_lies_about_is_noted() {
         .unwrap();
     let foreign = ObjectKey::parse("packs/zz/notes.txt").unwrap();
     memory.tamper(&foreign, Some(Bytes::from_static(b"mine")));
-    let (key, object) = hint(snapshots[1].0.name.as_str());
-    memory.tamper(&key, Some(object));
     // A snapshot that is deleted is not walked, whatever it would need.
     let gone = ObjectKey::snapshot(&snapshots[2].0.name);
     let tombstone = TombstoneDoc {
@@ -436,17 +434,12 @@ async fn what_lies_about_is_noted() {
     assert!(report.is_sound(), "{:#?}", report.findings);
     let has = |wanted: fn(&Finding) -> bool| report.findings.iter().any(wanted);
     assert!(has(
-        |f| matches!(f, Finding::Lease { purpose, .. } if purpose == "a test")
+        |f| matches!(f, Finding::Lease { holder, .. } if holder.contains("a test"))
     ));
+    assert!(report.packs_unreferenced > 0);
     assert!(has(
-        |f| matches!(f, Finding::Unreferenced { packs, .. } if *packs > 0)
+        |f| matches!(f, Finding::Foreign { key } if key == "packs/zz/notes.txt")
     ));
-    assert!(has(
-        |f| matches!(f, Finding::ForeignObject { key } if key == "packs/zz/notes.txt")
-    ));
-    assert!(
-        matches!(&report.findings[0], Finding::HiddenSnapshot { snapshot } if *snapshot == snapshots[1].0.name)
-    );
     session.abandon().await;
 }
 
@@ -465,23 +458,76 @@ async fn a_storage_that_fails_ends_the_check() {
         let plan = move |n, _, _: &str| if n == at { Fault::Fail } else { Fault::None };
         let faulty = FaultyStorage::new(memory.clone(), Box::new(plan));
         let repo = open(Arc::new(faulty)).await.unwrap();
-        let e = check(
-            &repo,
-            CheckOptions {
-                read_data: true,
-                ..CheckOptions::default()
-            },
-            &NoCheckProgress,
-            &Cancel::default(),
-        )
-        .await
-        .unwrap_err();
+        let e = check(&repo, OPTIONS_READ, &Silent, &Cancel::default())
+            .await
+            .unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Failed, "call {at}: {e}");
     }
     let cancel = Cancel::default();
     cancel.cancel();
-    let e = check(&repo, CheckOptions::default(), &NoCheckProgress, &cancel)
-        .await
-        .unwrap_err();
+    let e = check(&repo, OPTIONS_READ, &Silent, &cancel).await.unwrap_err();
     assert!(matches!(e, RepoError::Cancelled));
+}
+
+/// Lists no packs but those that were there once.
+#[derive(Debug)]
+struct OldListing(Arc<MemoryStorage>, HashSet<ObjectKey>);
+
+#[async_trait::async_trait]
+impl Storage for OldListing {
+    async fn get(&self, key: &ObjectKey) -> Result<Bytes, StorageError> {
+        self.0.get(key).await
+    }
+    async fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes, StorageError> {
+        self.0.get_range(key, offset, len).await
+    }
+    async fn put_if_absent(&self, key: &ObjectKey, object: Bytes) -> Result<PutOutcome, StorageError> {
+        self.0.put_if_absent(key, object).await
+    }
+    async fn put_once(&self, key: &ObjectKey, object: Bytes) -> Result<(), StorageError> {
+        self.0.put_once(key, object).await
+    }
+    async fn put(&self, key: &ObjectKey, object: Bytes) -> Result<(), StorageError> {
+        self.0.put(key, object).await
+    }
+    async fn list(&self, prefix: &str, from: Option<String>) -> Result<Page, StorageError> {
+        let mut page = self.0.list(prefix, from).await?;
+        page.objects
+            .retain(|o| !o.key.as_str().starts_with(prefix::PACKS) || self.1.contains(&o.key));
+        Ok(page)
+    }
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StorageError> {
+        self.0.delete(key).await
+    }
+    async fn head(&self, key: &ObjectKey) -> Result<u64, StorageError> {
+        self.0.head(key).await
+    }
+    fn address(&self) -> String {
+        self.0.address()
+    }
+}
+
+/// Packs are listed before snapshots: a backup, or a gc, may end between the two.
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_that_were_put_since_the_listing_are_not_missing() {
+    let memory = Arc::new(MemoryStorage::default());
+    let repo = new_repo(memory.clone()).await;
+    let mut files = sample_files(8);
+    let first = backup(&repo, &files, None).await.unwrap();
+    let keys = |memory: &MemoryStorage| -> HashSet<ObjectKey> {
+        let keys = memory.snapshot().into_keys();
+        keys.map(|key| ObjectKey::parse(&key).unwrap()).collect()
+    };
+    let before = keys(&memory);
+    files.mutate(1);
+    backup(&repo, &files, Some(&first)).await.unwrap();
+    let late = OldListing(memory.clone(), before);
+    let report = run(&open(Arc::new(late)).await.unwrap(), true).await;
+    assert_eq!(report.findings, []);
+    let before = keys(&memory);
+    let all = of_kind(&memory, None);
+    collect(&memory, &all).await;
+    let late = OldListing(memory.clone(), before);
+    let report = run(&open(Arc::new(late)).await.unwrap(), true).await;
+    assert_eq!(report.findings, []);
 }

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::forge::{map_blocks, put_block, renamed, spoil, trailer_of};
+use common::forge::{MapBlock, map_blocks, put_block, renamed, spoil, trailer_of};
 use common::*;
 use pbmfs_repo::envelope::{self, Header, ObjectKind};
 use pbmfs_repo::id::{BlockId, LeaseId, ListId, Nonce, PackId, RepositoryId, Slot, SnapshotName};
@@ -220,7 +220,7 @@ proptest! {
         prop_assert_eq!(Trailer::decode_of(&trailer.pack_id(), &trailer.encode()).unwrap(), trailer.clone());
         let n = trailer.slots().len();
         let relocation = Relocation {
-            packs: (0..3).map(|i| PackLoc { id: PackId([i; 32]), trailer_offset: 1, trailer_len: 2 }).collect(),
+            packs: (0..3).map(|i| PackLoc { id: PackId([i; 32]), trailer_offset: 1, trailer_len: 92 }).collect(),
             targets: targets[..n].iter().map(|t| t.map(|(pack, slot)| Target { pack, slot: Slot(slot) })).collect(),
             trailer,
         };
@@ -267,12 +267,15 @@ async fn forged_blocks_never_panic() {
     let by_id = |id| blocks.iter().find(|b| b.place.id == id).unwrap();
     let root = by_id(rs.file_list.unwrap().id);
     let table = by_id(rs.pack_table.unwrap().id);
+    let is_node = |b: &&MapBlock| Node::decode(&b.plain, &b.place.pack).is_ok();
+    let map_nodes: Vec<_> = blocks.iter().filter(is_node).collect();
     let rounds = if full() { 20_000 } else { 400 };
     let mut dice = Dice(21);
     let mut nodes = 0;
     for round in 0..rounds {
-        let victim = &blocks[dice.below(blocks.len() as u64) as usize];
-        let victim = [victim, root, table, victim][dice.below(4) as usize];
+        let any = &blocks[dice.below(blocks.len() as u64) as usize];
+        let node = map_nodes[dice.below(map_nodes.len() as u64) as usize];
+        let victim = [any, root, table, node, node][dice.below(5) as usize];
         let forged = spoil(&victim.plain, &mut dice);
         if forged.is_empty() || forged.len() > 1 << 20 {
             continue;
@@ -318,7 +321,7 @@ async fn forged_blocks_never_panic() {
         }
         memory.tamper(&ObjectKey::pack(&place.pack), None);
     }
-    assert!(nodes as u64 > rounds / 20, "{nodes} valid nodes");
+    assert!(nodes as u64 > rounds / 50, "{nodes} valid nodes");
 }
 
 /// Relocations that point to slots, packs and cycles that cannot be.

@@ -23,26 +23,37 @@
 //! **Nothing is left behind.** A [`Mongod`] kills its child when it is dropped, and the kernel kills the child when the
 //! test process dies in any other way, `kill -9` included (see [`process`]).
 //!
+//! **The program** is run by [`cli::PbmFs`], which knows what an error has to look like; [`mounted::Mounted`] is a mount
+//! that works, and [`tree::Tree`] is what two directories are compared by.
+//!
 //! **Ports** are leased for as long as a [`Mongod`] lives, across all test processes of a user, so a stopped member of
 //! a set finds its port free when it is started again (see [`port`]).
 
 pub mod binary;
+pub mod campaign;
+pub mod cli;
 pub mod compare;
+pub mod damage;
 pub mod data;
 pub mod error;
 pub mod mongod;
+pub mod mounted;
 pub mod port;
 pub mod prng;
 pub mod process;
 pub mod replset;
 pub mod restore_steps;
 pub mod snapshot;
+pub mod tree;
 pub mod writer;
 
 pub use binary::{MongodBinary, pbmfs_bin};
+pub use cli::PbmFs;
 pub use compare::Digest;
 pub use data::DataSpec;
 pub use error::{Result, RigError};
 pub use mongod::{Mongod, MongodOptions};
+pub use mounted::Mounted;
 pub use replset::{ReplSet, ReplSetOptions};
+pub use tree::Tree;
 pub use writer::{WriterOptions, Writers};

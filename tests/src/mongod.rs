@@ -372,7 +372,7 @@ impl Mongod {
 }
 
 /// A client for any address, one that notices quickly when another member becomes primary.
-pub(crate) async fn client(uri: &str) -> Result<Client> {
+pub async fn client(uri: &str) -> Result<Client> {
     let mut options = ClientOptions::parse(uri)
         .await
         .doing(format_args!("parsing {uri}"))?;

@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, OnceLock, PoisonError, mpsc},
     thread,
@@ -22,6 +23,23 @@ use crate::error::{Doing, Result, RigError};
 /// How often a process is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(10);
 
+/// A command for a program that the kernel kills when the test process dies. Arguments, streams and environment are the
+/// caller's to set.
+pub fn supervised(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// The same, with the program run as another user, who is in no group but the one of the same number.
+pub fn supervised_as(user: u32, program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    let user = user.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 /// A running child. Dropped, it is killed and waited for.
 #[derive(Debug)]
 pub struct Process {
@@ -30,23 +48,23 @@ pub struct Process {
 
 impl Process {
     /// Runs a program with these arguments, its output going to `output`.
-    pub fn spawn(program: &std::path::Path, args: &[String], output: std::fs::File) -> Result<Self> {
+    pub fn spawn(program: &Path, args: &[String], output: std::fs::File) -> Result<Self> {
         let errors = output.try_clone().doing("duplicating a file handle")?;
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(args);
+        let mut command = supervised(program);
+        command.args(args);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        Self::of(command)
+    }
+
+    /// Runs a command that [`supervised`] made.
+    pub fn of(command: Command) -> Result<Self> {
+        let doing = format!("starting {command:?}");
         match start(command) {
             Ok(child) => Ok(Self { child }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(RigError::Missing("setpriv, which is in util-linux".into()))
             }
-            Err(source) => Err(RigError::Io {
-                doing: format!("starting {}", program.display()),
-                source,
-            }),
+            Err(source) => Err(RigError::Io { doing, source }),
         }
     }
 

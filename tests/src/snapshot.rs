@@ -55,6 +55,16 @@ pub async fn fsync_unlock(client: &Client) -> Result<i64> {
     reply.get_i64("lockCount").doing("reading the unlock's reply")
 }
 
+/// Whether anybody's lock is on.
+pub async fn is_locked(client: &Client) -> Result<bool> {
+    let reply = client
+        .database("admin")
+        .run_command(doc! {"currentOp": 1, "$ownOps": true})
+        .await
+        .doing("asking for the lock")?;
+    Ok(reply.get_bool("fsyncLock").unwrap_or(false))
+}
+
 /// What of a dbPath is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copied {

@@ -211,6 +211,7 @@ pub async fn back_up(repo: &Repository, root: &Path) -> SnapshotDoc {
         cluster: None,
         memory: 64 << 20,
         threads: Some(2),
+        repository: None,
         tool: "test".into(),
     };
     let mut source = DirectorySource::new(root);

@@ -40,7 +40,10 @@ async fn main() -> Result<()> {
         ..MongodOptions::standalone()
     };
     // By default the journal is 300 MB of zeros, which cost nobody anything and make all rates look better.
-    let options = options.args(["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]);
+    let options = options.args([
+        "--wiredTigerEngineConfigString",
+        "log=(file_max=8MB,prealloc=false)",
+    ]);
     let mut mongod = Mongod::start(&dbpath, options).await?;
     let loaded = data::load(&mongod.client().await?, &DataSpec::megabytes(args.megabytes)).await?;
     mongod.stop().await?;

@@ -16,9 +16,9 @@ struct Args {
     /// Scattered changes in one backup
     #[arg(long, default_value_t = 1000)]
     changes: u64,
-    /// Instead of one backup, so many, each of 0.1 % changes
-    #[arg(long)]
-    chain: Option<u64>,
+    /// Before it, so many backups of 0.1 % changes each
+    #[arg(long, default_value_t = 0)]
+    chain: u64,
     /// Sizes of leaves
     #[arg(long, value_delimiter = ',', default_value = "256,384,512,768,1024")]
     leaf: Vec<usize>,
@@ -31,31 +31,29 @@ struct Args {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let mut out = std::io::stdout();
+    let share = |bytes: f64| format!("{bytes:.0} ({:.2} %)", bytes / STORED_PER_CHANGE * 100.0);
     writeln!(
         out,
-        "leaf/inner   levels  map bytes/extent  bytes/change  % of stored  leaf bytes  children/inner"
+        "leaf/inner levels bytes/extent {:>16} {:>16} bytes/leaf children/inner",
+        "chain's last", "a change"
     )?;
     for &leaf in &args.leaf {
         for &inner in &args.inner {
             let mut map = SyntheticMap::build(args.extents, MapParams { leaf, inner }).await?;
             let built = map.built_bytes() as f64 / args.extents as f64;
-            let mut cost = None;
-            for _ in 0..args.chain.unwrap_or(1) {
-                let changes = if args.chain.is_some() {
-                    args.extents / 1000
-                } else {
-                    args.changes
-                };
-                cost = Some(map.change(changes).await?);
+            let mut chained = None;
+            for _ in 0..args.chain {
+                chained = Some(map.change(args.extents / 1000).await?.per_change());
             }
-            let per_change = cost.map_or(f64::NAN, |c| c.per_change());
+            let per_change = map.change(args.changes).await?.per_change();
             let leaves = map.leaves().await?;
             writeln!(
                 out,
-                "{:<12} {:>6} {built:>17.1} {per_change:>13.0} {:>12.2} {:>11.0} {:>15.1}",
+                "{:<10} {:>6} {built:>12.1} {:>16} {:>16} {:>10.0} {:>14.1}",
                 format!("{leaf}/{inner}"),
                 map.levels(),
-                per_change / STORED_PER_CHANGE * 100.0,
+                chained.map_or_else(String::new, share),
+                share(per_change),
                 leaves.bytes as f64 / leaves.count as f64,
                 (leaves.count + leaves.inner_count - 1) as f64 / leaves.inner_count as f64,
             )?;

@@ -69,9 +69,11 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
             lock.patience = Duration::from_secs(args.lock_timeout);
             Box::new(FsyncLockSource::new(lock))
         }
-        (None, None) => return Err(Failure::usage(
+        (None, None) => {
+            return Err(Failure::usage(
                 "nothing says what to back up: give --uri URI for a running mongod, or --dbpath DIR for a stopped one",
-            )),
+            ));
+        }
     };
     let shown = Arc::new(Shown(Meter::new(global)));
     let cancel = cancel_on_signal();

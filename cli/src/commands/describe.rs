@@ -52,7 +52,10 @@ pub async fn run(global: &Global, args: &DescribeBackup) -> Result<Outcome, Fail
             }
             for f in files {
                 let slash = if f.kind == FileKind::Directory { "/" } else { "" };
-                format::line(format!("  {} {:>12} {}/dbpath/{}{slash}", f.mode, f.size, f.replset, f.path))?;
+                format::line(format!(
+                    "  {} {:>12} {}/dbpath/{}{slash}",
+                    f.mode, f.size, f.replset, f.path
+                ))?;
             }
         }
     }
@@ -85,8 +88,14 @@ fn text(doc: &SnapshotDoc) -> Result<(), Failure> {
         ("tool", doc.tool.clone()),
         ("files", s.files.to_string()),
         ("size", format::size(s.bytes_total)),
-        ("read", format!("{} in {} blocks", format::size(s.bytes_read), s.blocks_read)),
-        ("new", format!("{} in {} blocks", format::size(s.bytes_new), s.blocks_new)),
+        (
+            "read",
+            format!("{} in {} blocks", format::size(s.bytes_read), s.blocks_read),
+        ),
+        (
+            "new",
+            format!("{} in {} blocks", format::size(s.bytes_new), s.blocks_new),
+        ),
         (
             "stored",
             format!(
@@ -106,7 +115,16 @@ fn text(doc: &SnapshotDoc) -> Result<(), Failure> {
 
 fn replset_text(replset: &ReplsetDoc) -> Result<(), Failure> {
     format::line(format!("- name: {}", replset.name))?;
-    for key in ["source", "node", "role", "mongod_version", "fcv", "replica_set_id", "cluster_id", "shard"] {
+    for key in [
+        "source",
+        "node",
+        "role",
+        "mongod_version",
+        "fcv",
+        "replica_set_id",
+        "cluster_id",
+        "shard",
+    ] {
         if let Some(value) = replset.node.get(key).and_then(Value::as_str) {
             format::line(format!("  {key}: {value}"))?;
         }
@@ -119,8 +137,16 @@ fn replset_text(replset: &ReplsetDoc) -> Result<(), Failure> {
     for db in hashes.into_iter().flatten() {
         let text = |key| db.get(key).and_then(Value::as_str).unwrap_or_default();
         let counts = db.get("counts").and_then(Value::as_object);
-        let documents: u64 = counts.into_iter().flat_map(|c| c.values()).filter_map(Value::as_u64).sum();
-        format::line(format!("  dbhash {}: {} ({documents} documents)", text("db"), text("hash")))?;
+        let documents: u64 = counts
+            .into_iter()
+            .flat_map(|c| c.values())
+            .filter_map(Value::as_u64)
+            .sum();
+        format::line(format!(
+            "  dbhash {}: {} ({documents} documents)",
+            text("db"),
+            text("hash")
+        ))?;
     }
     Ok(())
 }

@@ -21,7 +21,10 @@ struct Made<'a> {
 
 pub async fn run(global: &Global, args: &Init) -> Result<Outcome, Failure> {
     let storage: Arc<dyn Storage> = open::storage(global)?;
-    let parameters = Parameters { pack_size: args.pack_size, compression_level: args.compression_level };
+    let parameters = Parameters {
+        pack_size: args.pack_size,
+        compression_level: args.compression_level,
+    };
     let repo = Repository::init(storage.clone(), parameters).await?;
     let config = repo.config();
     match global.output {

@@ -39,8 +39,14 @@ struct Rows {
 /// The moment to which a snapshot restores: the greatest operation time of its replica sets, or the begin of the
 /// backup where the source told none.
 pub fn restore_to(doc: &SnapshotDoc) -> Timestamp {
-    let times = doc.replsets.iter().filter_map(|r| r.node.pointer("/operation_time/t")?.as_i64());
-    times.max().and_then(|t| Timestamp::from_second(t).ok()).unwrap_or(doc.started)
+    let times = doc
+        .replsets
+        .iter()
+        .filter_map(|r| r.node.pointer("/operation_time/t")?.as_i64());
+    times
+        .max()
+        .and_then(|t| Timestamp::from_second(t).ok())
+        .unwrap_or(doc.started)
 }
 
 /// A moment as snapshot names write it.
@@ -53,7 +59,9 @@ pub async fn run(global: &Global) -> Result<Outcome, Failure> {
     let mut listed = opened.repo.snapshots().await?;
     listed.reverse();
     match global.output {
-        OutputFormat::Json => format::json(&Rows { snapshots: listed.into_iter().map(row).collect() })?,
+        OutputFormat::Json => format::json(&Rows {
+            snapshots: listed.into_iter().map(row).collect(),
+        })?,
         OutputFormat::Text if listed.is_empty() => eprintln!("the repository holds no snapshot yet"),
         OutputFormat::Text => {
             for item in &listed {

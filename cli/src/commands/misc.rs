@@ -16,6 +16,11 @@ pub fn completion(args: &Completion) -> Result<Outcome, Failure> {
 pub fn man(args: &Man) -> Result<Outcome, Failure> {
     std::fs::create_dir_all(&args.directory)
         .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.directory))
-        .map_err(|e| Failure::new(Kind::Error, format!("cannot write to {}: {e}", args.directory.display())))?;
+        .map_err(|e| {
+            Failure::new(
+                Kind::Error,
+                format!("cannot write to {}: {e}", args.directory.display()),
+            )
+        })?;
     Ok(Outcome::Done)
 }

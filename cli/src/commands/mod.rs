@@ -1,7 +1,7 @@
 //! The verbs, one file each.
 
 mod backup;
-// mod check;
+mod check;
 mod describe;
 mod init;
 mod list;
@@ -27,7 +27,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Restore(args) => block_on(restore::run(&global, &args)),
         Command::Mount(args) => block_on(mount::mount(&global, args)),
         Command::Umount(args) => mount::umount(&global, &args),
-        Command::Check(_) => Ok(Outcome::Done),
+        Command::Check(args) => block_on(check::run(&global, &args)),
         Command::Completion(args) => misc::completion(&args),
         Command::Man(args) => misc::man(&args),
     }

@@ -38,8 +38,10 @@ pub async fn mount(global: &Global, args: Mount) -> Result<Outcome, Failure> {
     };
     let apart: Vec<PathBuf> = open::directory(global).into_iter().collect();
     let point = MountPoint::prepare(&path, missing, &apart)?;
-    let (name, replsets) =
-        (doc.name.to_string(), doc.replsets.iter().map(|r| r.name.clone()).collect::<Vec<_>>());
+    let (name, replsets) = (
+        doc.name.to_string(),
+        doc.replsets.iter().map(|r| r.name.clone()).collect::<Vec<_>>(),
+    );
     let tree = SnapshotTree::open(&opened.repo, doc).await?;
     // Half of the memory: decoded blocks on their way to readers take about 0.6 of the cache once more, and the
     // repository has an eighth for its own caches.
@@ -87,7 +89,10 @@ pub fn umount(global: &Global, args: &Umount) -> Result<Outcome, Failure> {
         Umounted::Dead => ("dead", "cleared: its server had died"),
     };
     match global.output {
-        OutputFormat::Json => format::json(&Unmounted { mountpoint: args.mountpoint.clone(), how: word })?,
+        OutputFormat::Json => format::json(&Unmounted {
+            mountpoint: args.mountpoint.clone(),
+            how: word,
+        })?,
         OutputFormat::Text => format::line(format!("{}: {sentence}", args.mountpoint.display()))?,
     }
     Ok(Outcome::Done)

@@ -14,7 +14,8 @@ struct Shown(Meter);
 
 impl RestoreProgress for Shown {
     fn planned(&self, plan: &RestorePlan) {
-        self.0.bytes(&format!("restoring {} files", plan.files), plan.bytes_data);
+        self.0
+            .bytes(&format!("restoring {} files", plan.files), plan.bytes_data);
         self.0.advance(plan.bytes_done);
     }
 
@@ -46,8 +47,16 @@ pub async fn run(global: &Global, args: &Restore) -> Result<Outcome, Failure> {
         OutputFormat::Json => format::json(&done)?,
         OutputFormat::Text => {
             let millis = (done.seconds * 1000.0) as u64;
-            let resumed = if done.resumed { ", going on from an earlier run" } else { "" };
-            format::line(format!("restored {} into {}{resumed}", done.snapshot, done.target.display()))?;
+            let resumed = if done.resumed {
+                ", going on from an earlier run"
+            } else {
+                ""
+            };
+            format::line(format!(
+                "restored {} into {}{resumed}",
+                done.snapshot,
+                done.target.display()
+            ))?;
             format::line(format!(
                 "  {} files, {}; {} written in {} ({})",
                 done.files,

@@ -61,7 +61,7 @@ enum Message {
     End,
 }
 
-/// Buffers that go round.
+/// Buffers that go round. What was in them stays, so that nobody has to zero what is overwritten at once.
 #[derive(Clone, Default)]
 struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
 
@@ -74,8 +74,7 @@ impl Pool {
             .unwrap_or_default()
     }
 
-    fn give(&self, mut buf: Vec<u8>) {
-        buf.clear();
+    fn give(&self, buf: Vec<u8>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buf);
     }
 }
@@ -181,6 +180,7 @@ fn work(
     let mut encoder = Encoder::new(level).map_err(|e| RepoError::Poisoned(format!("zstd: {e}")))?;
     for segment in from {
         let mut out = packed.take();
+        out.clear();
         let mut items = Vec::with_capacity(segment.cuts.len());
         let (mut at, mut offset) = (0usize, segment.offset);
         for &len in &segment.cuts {
@@ -319,9 +319,9 @@ impl ReadStage<'_> {
                 return Ok(false);
             };
             let mut buf = self.segments.take();
-            buf.extend_from_slice(&rest);
-            let start = buf.len();
+            let start = rest.len();
             buf.resize(start + fresh, 0);
+            buf[..start].copy_from_slice(&rest);
             file.read_exact(&mut buf[start..]).map_err(fail)?;
             left -= fresh as u64;
             let cuts = cutter.cut(offset, &buf, left == 0);

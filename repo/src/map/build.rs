@@ -66,8 +66,14 @@ struct Growing {
 }
 
 impl MapWriter {
-    /// Writes into `sink`.
+    /// Writes into `sink`. Sizes below what a node of two children needs are raised to that, and sizes with which a
+    /// node, with what a split leaves over and a pack's id for each child, could become one that no reader accepts are
+    /// lowered.
     pub fn new(sink: PackSink, params: MapParams) -> Self {
+        let params = MapParams {
+            leaf: params.leaf.clamp(64, MAX_NODE / 4),
+            inner: params.inner.clamp(128, MAX_NODE / 4),
+        };
         Self { sink, params }
     }
 

@@ -285,7 +285,8 @@ fn decode_inner(bytes: &[u8], own: &PackId) -> Result<Node, FormatError> {
             offset: r.varint32()?,
             len: r.varint32()?,
             id: BlockId(r.array()?),
-        };
+        }
+        .validate()?;
         if span == 0 {
             return Err(bad("span"));
         }

@@ -442,6 +442,12 @@ fn large_holes_do_not_leave_tiny_leaves() {
 }
 
 #[test]
+fn impossible_node_sizes_are_raised() {
+    let (world, extents) = large_world(500, MapParams { leaf: 0, inner: 1 });
+    assert_eq!(all(&world), extents);
+}
+
+#[test]
 fn cut_to_nothing_and_grown_again() {
     let (mut world, extents) = large_world(5000, SMALL);
     for len in [4096 * 4999 + 5, 4096 * 3000, 4096 * 20 + 1, 4096, 1] {

@@ -134,13 +134,17 @@ impl Encoder {
         );
         let start = out.len();
         let body = start + BLOCK_HEADER_LEN;
-        // Room for one byte less than plain: a frame that does not fit does not shrink the block.
-        out.resize(body + plain.len(), 0);
-        let room = plain.len() - 1;
-        let (codec, stored_len) = match self.zstd.compress_to_buffer(plain, &mut out[body..body + room]) {
-            Ok(n) if n > 0 => (Codec::Zstd, n),
+        out.resize(body, 0);
+        // Into capacity that was never written, since zeroing it first is a pass over memory; and with room for the
+        // worst case, since zstd then need not watch the end of its buffer.
+        out.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        let mut cursor = io::Cursor::new(&mut *out);
+        cursor.set_position(body as u64);
+        let (codec, stored_len) = match self.zstd.compress_to_buffer(plain, &mut cursor) {
+            Ok(n) if n > 0 && n < plain.len() => (Codec::Zstd, n),
             _ => {
-                out[body..].copy_from_slice(plain);
+                out.truncate(body);
+                out.extend_from_slice(plain);
                 (Codec::Raw, plain.len())
             }
         };

@@ -11,9 +11,9 @@ use quick_cache::sync::Cache;
 use crate::error::{FormatError, RepoError, Result};
 use crate::id::{BlockId, PackId, Slot};
 use crate::key::ObjectKey;
-use crate::pack::block::{open_block, open_named_block};
+use crate::pack::block::{BLOCK_HEADER_LEN, MAX_BLOCK, open_block, open_named_block};
 use crate::pack::sink::OWN_PACK;
-use crate::pack::trailer::{FOOTER_LEN, Trailer, decode_footer};
+use crate::pack::trailer::{FOOTER_LEN, Trailer, check_trailer_len, decode_footer};
 use crate::relocation::Relocation;
 use crate::storage::{Storage, StorageError};
 use crate::wire::{Reader, Writer};
@@ -40,11 +40,13 @@ impl PackLoc {
     }
 
     pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
-        Ok(Self {
+        let loc = Self {
             id: PackId(r.array()?),
             trailer_offset: r.u32()?,
             trailer_len: r.u32()?,
-        })
+        };
+        check_trailer_len(loc.trailer_len)?;
+        Ok(loc)
     }
 
     /// Length of the whole object.
@@ -81,17 +83,30 @@ impl Place {
     pub(crate) fn decode(r: &mut Reader<'_>, own: &PackId) -> Result<Self, FormatError> {
         let pack = PackId(r.array()?);
         let pack = if pack == OWN_PACK { *own } else { pack };
-        Ok(Self {
+        let place = Self {
             pack,
             offset: r.u32()?,
             len: r.u32()?,
             id: BlockId(r.array()?),
-        })
+        };
+        place.validate()
+    }
+
+    /// Checks that a block can lie there: nobody should ask a storage for gigabytes because a field says so.
+    pub(crate) fn validate(self) -> Result<Self, FormatError> {
+        let len = self.len as usize;
+        if len <= BLOCK_HEADER_LEN || len > BLOCK_HEADER_LEN + MAX_BLOCK {
+            return Err(FormatError::BadField("length of a block"));
+        }
+        if self.offset.checked_add(self.len).is_none() {
+            return Err(FormatError::BadField("offset of a block"));
+        }
+        Ok(self)
     }
 }
 
 /// More relocations than this one behind the other are taken for a cycle. gc keeps chains short.
-pub(crate) const MAX_HOPS: usize = 64;
+const MAX_HOPS: usize = 64;
 
 #[derive(Debug, Clone)]
 struct ByTrailer;
@@ -164,7 +179,9 @@ impl PackStore {
             .get_range(&key, pack.trailer_offset.into(), pack.trailer_len.into())
             .await
             .map_err(|e| truncated(&key, e))?;
-        Trailer::decode_of(&pack.id, &bytes).map_err(RepoError::damaged(&key))
+        Trailer::decode_of(&pack.id, &bytes)
+            .and_then(|trailer| trailer.lies_at(pack.trailer_offset))
+            .map_err(RepoError::damaged(&key))
     }
 
     /// Finds the trailer of a pack of which only id and length are known, as a listing gives them. One request, or
@@ -173,6 +190,16 @@ impl PackStore {
     /// # Errors
     /// As [`PackStore::read_trailer`].
     pub async fn locate(&self, id: &PackId, size: u64) -> Result<(PackLoc, Arc<Trailer>)> {
+        let (loc, trailer) = self.locate_fresh(id, size).await?;
+        self.trailers.insert(*id, trailer.clone());
+        Ok((loc, trailer))
+    }
+
+    /// [`PackStore::locate`], past every cache.
+    ///
+    /// # Errors
+    /// As [`PackStore::read_trailer`].
+    pub async fn locate_fresh(&self, id: &PackId, size: u64) -> Result<(PackLoc, Arc<Trailer>)> {
         // Enough for the 256 blocks of 64 KiB that a full pack usually has.
         const GUESS: u64 = 16 << 10;
         let key = ObjectKey::pack(id);
@@ -196,18 +223,14 @@ impl PackStore {
             trailer_offset: offset,
             trailer_len: len,
         };
-        if let Some(found) = self.trailers.get(id) {
-            return Ok((loc, found));
-        }
         let start = tail.len().checked_sub(FOOTER_LEN + len as usize);
         let trailer = match start {
             Some(start) => Trailer::decode_of(id, &tail[start..tail.len() - FOOTER_LEN])
+                .and_then(|trailer| trailer.lies_at(offset))
                 .map_err(RepoError::damaged(&key))?,
             None => self.read_trailer(&loc).await?,
         };
-        let trailer = Arc::new(trailer);
-        self.trailers.insert(*id, trailer.clone());
-        Ok((loc, trailer))
+        Ok((loc, Arc::new(trailer)))
     }
 
     /// The relocation of a pack that is gone.

@@ -133,6 +133,15 @@ impl Trailer {
         self.offsets.last().copied().unwrap_or(self.first_block)
     }
 
+    /// Checks that it was found at a byte offset of its pack, right behind the last block.
+    pub(crate) fn lies_at(self, offset: u32) -> Result<Self, FormatError> {
+        if self.end() == offset {
+            Ok(self)
+        } else {
+            Err(FormatError::BadField("trailer offset"))
+        }
+    }
+
     /// The slot whose header lies at a byte offset.
     pub fn slot_at(&self, offset: u32) -> Option<Slot> {
         let found = self.offsets.binary_search(&offset).ok()?;
@@ -257,8 +266,20 @@ pub fn decode_footer(bytes: &[u8]) -> Result<u32, FormatError> {
         return Err(FormatError::TooShort);
     }
     r.end()?;
-    if (len as usize) < TRAILER_FIXED_LEN || len as usize > TRAILER_FIXED_LEN + MAX_SLOTS * TRAILER_SLOT_LEN {
-        return Err(FormatError::BadField("trailer length"));
-    }
+    check_trailer_len(len)?;
     Ok(len)
+}
+
+/// Whether a trailer of one slot or more can have this length.
+pub(crate) fn check_trailer_len(len: u32) -> Result<(), FormatError> {
+    let slots = (len as usize).checked_sub(TRAILER_FIXED_LEN);
+    match slots {
+        Some(slots)
+            if slots.is_multiple_of(TRAILER_SLOT_LEN)
+                && (1..=MAX_SLOTS).contains(&(slots / TRAILER_SLOT_LEN)) =>
+        {
+            Ok(())
+        }
+        _ => Err(FormatError::BadField("trailer length")),
+    }
 }

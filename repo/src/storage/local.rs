@@ -5,11 +5,13 @@
 //! directory is fsynced before a put returns. A crash leaves at most a temporary file under `tmp/`; [`LocalStorage::
 //! sweep`] removes those whose writer no longer holds its lock.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +33,8 @@ const SWEEP_AGE: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub struct LocalStorage {
     root: PathBuf,
+    /// Directories whose own names this process knows to be durable.
+    durable: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 static TMP_NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -38,7 +42,10 @@ static TMP_NUMBER: AtomicU64 = AtomicU64::new(0);
 impl LocalStorage {
     /// The storage in `root`, which need not exist before the first put.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            durable: Arc::default(),
+        }
     }
 
     fn path(&self, key: &ObjectKey) -> PathBuf {
@@ -47,7 +54,9 @@ impl LocalStorage {
 
     fn error(&self, op: &'static str, key: &str, e: &io::Error) -> StorageError {
         match (e.kind(), ObjectKey::parse(key)) {
-            (io::ErrorKind::NotFound, Some(key)) => StorageError::NotFound(key),
+            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, Some(key)) => {
+                StorageError::NotFound(key)
+            }
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(key)) => StorageError::NoSpace {
                 key,
                 place: self.address(),
@@ -85,6 +94,28 @@ impl LocalStorage {
         }
     }
 
+    /// Makes the directory of an object if it is not there. Whoever else made it may not have synced its name yet, so
+    /// that is done once by every process: an object is not durable in a directory that is not.
+    fn ensure_dir(&self, dir: &Path) -> io::Result<()> {
+        let known =
+            |set: &Mutex<HashSet<PathBuf>>| set.lock().unwrap_or_else(PoisonError::into_inner).contains(dir);
+        let exists = dir.is_dir();
+        if exists && known(&self.durable) {
+            return Ok(());
+        }
+        if !exists {
+            Self::create_dirs(dir)?;
+        }
+        for parent in dir.ancestors().skip(1).take_while(|p| p.starts_with(&self.root)) {
+            sync_dir(parent)?;
+        }
+        self.durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(dir.to_owned());
+        Ok(())
+    }
+
     /// Writes and fsyncs a temporary file. Its lock is held until the returned value is dropped, which unlinks it.
     fn write_temp(&self, object: &[u8]) -> io::Result<TempFile> {
         let dir = self.root.join(TMP);
@@ -112,9 +143,7 @@ impl LocalStorage {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root).to_owned();
         let temp = self.write_temp(object)?;
-        if !dir.is_dir() {
-            Self::create_dirs(&dir)?;
-        }
+        self.ensure_dir(&dir)?;
         Ok((temp, path, dir))
     }
 

@@ -25,13 +25,20 @@ impl Place {
     fn command(&self, args: &[&str]) -> Command {
         println!("\n$ pbm-fs {}", args.join(" "));
         let mut command = Command::new(&self.pbm_fs);
-        command.args(args).env("PBMFS_REPO", self.play.join("repo")).stdin(Stdio::null());
+        command
+            .args(args)
+            .env("PBMFS_REPO", self.play.join("repo"))
+            .stdin(Stdio::null());
         command
     }
 
     fn run(&self, args: &[&str]) -> Outcome {
         let status = self.command(args).arg("--quiet").status()?;
-        if status.success() { Ok(()) } else { Err(format!("pbm-fs {} ended with {status}", args[0]).into()) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("pbm-fs {} ended with {status}", args[0]).into())
+        }
     }
 }
 
@@ -46,10 +53,21 @@ fn main() {
 fn arguments() -> Outcome<(PathBuf, Place)> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let get = |name: &str| {
-        let at = args.iter().position(|a| a == name).ok_or(format!("{name} is missing"))?;
-        args.get(at + 1).map(PathBuf::from).ok_or(format!("{name} needs a value"))
+        let at = args
+            .iter()
+            .position(|a| a == name)
+            .ok_or(format!("{name} is missing"))?;
+        args.get(at + 1)
+            .map(PathBuf::from)
+            .ok_or(format!("{name} needs a value"))
     };
-    Ok((get("--mongod")?, Place { pbm_fs: get("--pbm-fs")?, play: get("--play")? }))
+    Ok((
+        get("--mongod")?,
+        Place {
+            pbm_fs: get("--pbm-fs")?,
+            play: get("--play")?,
+        },
+    ))
 }
 
 async fn quickstart() -> Outcome {
@@ -64,7 +82,10 @@ async fn quickstart() -> Outcome {
     }
     let play = &place.play;
     // A mount that an earlier run left behind is not to be removed with the directory.
-    let _ = Command::new(&place.pbm_fs).args(["umount", "--lazy"]).arg(play.join("mnt")).output();
+    let _ = Command::new(&place.pbm_fs)
+        .args(["umount", "--lazy"])
+        .arg(play.join("mnt"))
+        .output();
     if play.exists() {
         std::fs::remove_dir_all(play)?;
     }
@@ -90,8 +111,9 @@ async fn quickstart() -> Outcome {
     let mut mount = Mounted::start(&place)?;
     let inside = play.join("mnt/rs0/dbpath");
     println!("\n$ ls {}", inside.display());
-    let mut names: Vec<_> =
-        std::fs::read_dir(&inside)?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?;
+    let mut names: Vec<_> = std::fs::read_dir(&inside)?
+        .map(|e| e.map(|e| e.file_name()))
+        .collect::<Result<_, _>>()?;
     names.sort();
     let shown: Vec<_> = names.iter().take(6).map(|n| n.to_string_lossy()).collect();
     println!("{} … ({} entries)", shown.join("  "), names.len());
@@ -100,7 +122,7 @@ async fn quickstart() -> Outcome {
 
     let target = play.join("restored");
     place.run(&["restore", "latest", "--target", &target.to_string_lossy()])?;
-    place.run(&["list"])?;
+    place.run(&["check", "--read-data"])?;
 
     println!("\nstarting a mongod on the restored files, and one on the copy out of the mount");
     let restored = documents(&target).await?;
@@ -111,10 +133,15 @@ async fn quickstart() -> Outcome {
     println!("\nTo play on:  export PBMFS_REPO={}", play.join("repo").display());
     println!("             {} list", place.pbm_fs.display());
     if source == restored && source == copied {
-        println!("source count {source} = restored count {restored} = count through the mount's copy {copied}");
+        println!(
+            "source count {source} = restored count {restored} = count through the mount's copy {copied}"
+        );
         return Ok(());
     }
-    Err(format!("source count {source}, restored count {restored}, count through the mount's copy {copied}").into())
+    Err(
+        format!("source count {source}, restored count {restored}, count through the mount's copy {copied}")
+            .into(),
+    )
 }
 
 /// Documents that a mongod finds in these files, brought to the time of the lock.
@@ -133,7 +160,9 @@ struct Mounted(Child, PathBuf);
 impl Mounted {
     fn start(place: &Place) -> Outcome<Self> {
         let point = place.play.join("mnt");
-        let child = place.command(&["mount", "latest", &point.to_string_lossy()]).spawn()?;
+        let child = place
+            .command(&["mount", "latest", &point.to_string_lossy()])
+            .spawn()?;
         let mounted = Self(child, point);
         let began = Instant::now();
         while !mounted.1.join("rs0/dbpath").is_dir() {
@@ -142,7 +171,10 @@ impl Mounted {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        println!("first look inside {} ms after the command", began.elapsed().as_millis());
+        println!(
+            "first look inside {} ms after the command",
+            began.elapsed().as_millis()
+        );
         Ok(mounted)
     }
 
@@ -157,6 +189,10 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-        let _ = Command::new("umount").arg("-l").arg(&self.1).stderr(Stdio::null()).status();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.1)
+            .stderr(Stdio::null())
+            .status();
     }
 }
