@@ -40,6 +40,7 @@ async fn snapshot(repo: &Repository, tree: &Path) -> SnapshotDoc {
         cluster: None,
         memory: 64 << 20,
         threads: Some(2),
+        repository: None,
         tool: "test".into(),
         repository: None,
     };
