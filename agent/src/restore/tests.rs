@@ -42,6 +42,7 @@ async fn snapshot(repo: &Repository, tree: &Path) -> SnapshotDoc {
         threads: Some(2),
         repository: None,
         tool: "test".into(),
+        repository: None,
     };
     let mut source = DirectorySource::new(tree);
     backup(repo, &mut source, &options, Arc::new(Silent), &Cancel::default())
