@@ -1,5 +1,7 @@
 //! Objects that are not what was written: `check` finds and names them, and nobody ever gets wrong bytes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,

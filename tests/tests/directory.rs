@@ -1,5 +1,7 @@
 //! Directories: of stopped servers, of killed ones, and of none.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+
 use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,

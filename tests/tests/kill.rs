@@ -1,5 +1,7 @@
 //! `kill -9` at random moments. `PBMFS_CAMPAIGN=full` for many runs, `PBMFS_SEED` for the moments of an earlier one.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+
 use std::{
     fs,
     path::Path,
