@@ -40,7 +40,6 @@ async fn snapshot(repo: &Repository, tree: &Path) -> SnapshotDoc {
         cluster: None,
         memory: 64 << 20,
         threads: Some(2),
-        repository: None,
         tool: "test".into(),
         repository: None,
     };
