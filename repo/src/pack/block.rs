@@ -2,6 +2,7 @@
 //!
 //! The header repeats what the trailer says, so that a pack whose trailer is damaged can be salvaged by scanning.
 
+use std::cell::RefCell;
 use std::io;
 
 use bytes::Bytes;
@@ -175,7 +176,7 @@ pub fn open_block(expected: &BlockInfo, packed: &Bytes) -> Result<Bytes, FormatE
     let plain = match found.codec {
         Codec::Raw => stored,
         Codec::Zstd => {
-            let plain = zstd::bulk::decompress(&stored, found.plain_len as usize)
+            let plain = decompress(&stored, found.plain_len as usize)
                 .map_err(|_| FormatError::BadField("zstd frame"))?;
             if plain.len() != found.plain_len as usize {
                 return Err(FormatError::BadField("plain length"));
@@ -187,6 +188,21 @@ pub fn open_block(expected: &BlockInfo, packed: &Bytes) -> Result<Bytes, FormatE
         return Err(FormatError::WrongId(found.id.to_string()));
     }
     Ok(plain)
+}
+
+thread_local! {
+    /// Making and clearing zstd's working memory for each block of 64 KiB took a fifth of a restore's own CPU time.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn decompress(stored: &[u8], plain_len: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress(stored, plain_len)
+    })
 }
 
 /// Opens a block of which only the id is known (a map node, a file list, a pack table).
