@@ -1,5 +1,7 @@
 //! Restores that are killed, and file systems that become full.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+
 #[path = "common/restoring.rs"]
 mod restoring;
 
@@ -91,7 +93,7 @@ async fn a_killed_restore_goes_on_and_is_never_half_made() {
         assert_clean(&target);
     }
     assert!(kills > 6, "only {kills} restores were killed at work");
-    println!("{kills} killed at work, {resumed} resumed at last");
+    eprintln!("{kills} killed at work, {resumed} resumed at last");
 }
 
 /// A file system of its own, unmounted when dropped.

@@ -25,7 +25,7 @@ pub struct Fixture {
 impl Fixture {
     /// Makes it.
     #[track_caller]
-    pub fn new() -> Self {
+    pub fn make() -> Self {
         let place = tempdir().expect("a fixture");
         // For those tests in which another user looks.
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("a fixture");
@@ -67,4 +67,3 @@ pub fn says(sentence: &str, words: &[&str]) {
         assert!(sentence.contains(word), "not said: \"{word}\" in: {sentence}");
     }
 }
-
