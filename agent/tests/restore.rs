@@ -1,6 +1,6 @@
 //! What is restored is what was backed up; what must not be overwritten is not; what was interrupted goes on.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 #[path = "common/restoring.rs"]
 mod restoring;

@@ -1,6 +1,6 @@
 //! Restores that are killed, and file systems that become full.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 #[path = "common/restoring.rs"]
 mod restoring;

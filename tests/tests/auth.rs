@@ -1,6 +1,6 @@
 //! A replica set that knows its users.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{fs, os::unix::fs::PermissionsExt};
 

@@ -1,6 +1,6 @@
 //! What is asked for wrongly: one clear sentence, the right exit code, and nothing is changed.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{
     fs::{self, File},

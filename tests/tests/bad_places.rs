@@ -1,7 +1,7 @@
 //! Places that will not do, for a repository, a target or a mount point, and what another user may not do: one clear
 //! sentence, the right exit code, and nothing is changed.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{
     fs::{self, File, Permissions},

@@ -1,6 +1,6 @@
 //! Directories: of stopped servers, of killed ones, and of none.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{
     fs::{self, Permissions},

@@ -1,6 +1,6 @@
 //! `kill -9` at random moments. `PBMFS_CAMPAIGN=full` for many runs, `PBMFS_SEED` for the moments of an earlier one.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! What fails half-way: no space is left, or the server is gone. One clear sentence; what was there before is whole,
 //! and what was begun can be begun again.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 

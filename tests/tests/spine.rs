@@ -1,6 +1,6 @@
 //! From a live replica set to mounted and restored snapshots, and back to a mongod that holds what it held.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
