@@ -31,7 +31,7 @@ impl Default for Fixture {
 impl Fixture {
     /// Makes it.
     #[track_caller]
-    pub fn new() -> Self {
+    pub fn make() -> Self {
         let place = tempdir().expect("a fixture");
         // For those tests in which another user looks.
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("a fixture");
