@@ -40,6 +40,6 @@ cargo nextest run --workspace --no-fail-fast
 cargo test --workspace --doc --quiet
 
 step "benchmarks, small"
-./benches/local.sh --small
+PBMFS_BENCH_PROFILE=dev ./benches/local.sh --small
 
 step "done"

@@ -187,7 +187,8 @@ impl FsyncLockSource {
         let before = Fingerprint::at(&backup_file)?;
 
         let (lock_count, operation_time) = guard.lock(self.options.patience).await?;
-        if lock_count != 1 {
+        // None at all is what a server says that unlocks because it is shutting down: see the witness.
+        if lock_count > 1 {
             return Err(SourceError::AlreadyLocked { node: node.into() });
         }
         let witness = match Witness::of_lock(backup_file, before, member) {

@@ -1,5 +1,7 @@
 //! What is restored is what was backed up; what must not be overwritten is not; what was interrupted goes on.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 #[path = "common/restoring.rs"]
 mod restoring;
 

@@ -1,5 +1,7 @@
 //! Restores that are killed, and file systems that become full.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 #[path = "common/restoring.rs"]
 mod restoring;
 
@@ -7,7 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use pbmfs_agent::restore::{RestoreError, RestorePlan, RestoreProgress, restore};
@@ -92,7 +93,7 @@ async fn a_killed_restore_goes_on_and_is_never_half_made() {
         assert_clean(&target);
     }
     assert!(kills > 6, "only {kills} restores were killed at work");
-    println!("{kills} killed at work, {resumed} resumed at last");
+    eprintln!("{kills} killed at work, {resumed} resumed at last");
 }
 
 /// A file system of its own, unmounted when dropped.
@@ -126,17 +127,14 @@ impl Drop for Mounted {
     }
 }
 
-/// Takes the room away once a restore is at work.
-struct Greedy(PathBuf, AtomicBool);
+/// Takes most of the room away once it was found to suffice.
+struct Greedy(PathBuf);
 
 impl RestoreProgress for Greedy {
-    fn planned(&self, _: &RestorePlan) {}
-    fn bytes(&self, _: u64) {
-        if !self.1.swap(true, SeqCst) {
-            // Until it is full.
-            let _ = fs::write(&self.0, vec![1; 32 << 20]);
-        }
+    fn planned(&self, _: &RestorePlan) {
+        fs::write(&self.0, vec![1; 15 << 20]).unwrap();
     }
+    fn bytes(&self, _: u64) {}
     fn finishing(&self) {}
 }
 
@@ -166,10 +164,8 @@ async fn a_full_file_system_is_told_of_and_what_was_restored_stays() {
         return;
     };
     let (target, filler) = (large.0.join("out"), large.0.join("filler"));
-    let greedy = Arc::new(Greedy(filler.clone(), AtomicBool::new(false)));
-    let mut slow = options(&target);
-    slow.memory = 0;
-    let e = restore(&repo, doc.clone(), slow, greedy, Cancel::default())
+    let greedy = Arc::new(Greedy(filler.clone()));
+    let e = restore(&repo, doc.clone(), options(&target), greedy, Cancel::default())
         .await
         .unwrap_err();
     assert!(matches!(&e, RestoreError::NoSpace { .. }), "{e:?}");
@@ -197,9 +193,14 @@ async fn a_file_system_of_which_little_is_known_will_do() {
         return;
     };
     let target = mounted.0.join("out");
-    let greedy = Arc::new(Slow);
     let cancel = Cancel::default();
-    let restoring = restore(&repo, doc.clone(), options(&target), greedy, cancel.clone());
+    let restoring = restore(
+        &repo,
+        doc.clone(),
+        options(&target),
+        Arc::new(Slow),
+        cancel.clone(),
+    );
     let cancelling = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         cancel.cancel();

@@ -1,235 +1,80 @@
-//! Checking of a repository: is every object what it should be, and does every byte of every file lead to a block?
+//! Check of a repository: whether every object is what it should be, and every snapshot can be read.
 //!
-//! First all objects are looked at: small ones are read whole, of packs the envelope and the trailer (and with
-//! `read_data` every block). Then the maps of all snapshots are walked; a node that snapshots share is looked at once.
-//! Only if something was wrong are they walked again, to tell which files of which snapshots it hits, and where.
+//! 1. Every small object is read and decoded; of every pack header, trailer and footer are read and compared.
+//! 2. With [`CheckOptions::read_data`] every block of every pack is read, too, and verified by its id.
+//! 3. Every snapshot is walked: file list, pack table, all nodes of all maps. Every extent must fit its pack's trailer,
+//!    and every slot must be there, through relocations where the pack is gone. A node that snapshots share is
+//!    visited once, unless something is wrong in or below it: then all files that need it are named.
+//! 4. If blocks of data are damaged the snapshots are walked again, to name the files that need them.
+//!
+//! Damage never ends a check; only the storage's own failures and the caller do. What is put, committed or deleted
+//! while it runs may or may not be seen, and is no damage. Memory is the set of visited nodes (40 bytes each), some
+//! 100 bytes for each pack, and the buffers of [`CheckOptions::memory`].
 
 mod attribute;
+mod finding;
+mod maps;
 mod objects;
-mod walk;
+mod packs;
 
-use serde::Serialize;
+use std::collections::{HashMap, HashSet};
+
+pub use finding::{BlockUse, CheckReport, Finding, Severity};
 
 use crate::error::{ErrorKind, RepoError, Result};
-use crate::id::{BlockId, PackId, SnapshotName};
+use crate::id::{PackId, SnapshotName};
 use crate::ingest::Cancel;
 use crate::repository::Repository;
+use crate::storage::list_all;
 
-/// What is checked, and how.
+/// How a check works.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckOptions {
-    /// Read and verify every block of every pack.
+    /// Whether every block is read, and not only what describes them.
     pub read_data: bool,
-    /// Packs that are read at the same time; each takes up to 8 MiB.
-    pub parallel: usize,
+    /// Bytes for buffers and caches.
+    pub memory: u64,
+    /// Packs that are read at the same time.
+    pub threads: usize,
 }
 
-/// Is told how far a check is. Must be quick.
+impl Default for CheckOptions {
+    fn default() -> Self {
+        Self {
+            read_data: false,
+            memory: 128 << 20,
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+        }
+    }
+}
+
+/// Is told what a check does. Must be quick.
 pub trait CheckProgress: Send + Sync {
-    /// A step begins, of so many bytes; 0 if that is not known.
-    fn step(&self, what: &str, bytes: u64);
-    /// So many more bytes of it are done.
-    fn bytes(&self, done: u64);
+    /// So many packs of so many bytes will be looked at; the bytes are read only with `read_data`.
+    fn packs(&self, total: u64, bytes: u64);
+    /// A pack is done, and it has so many bytes.
+    fn pack(&self, bytes: u64);
+    /// So many snapshots will be walked. Called again if damaged blocks have to be traced to files.
+    fn snapshots(&self, total: u64);
+    /// A snapshot is done.
+    fn snapshot(&self, name: &SnapshotName);
 }
 
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// Something cannot be read, or would be lost with the next step.
-    Error,
-    /// Nothing is lost, and somebody should know.
-    Note,
+/// Nobody watches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoCheckProgress;
+
+impl CheckProgress for NoCheckProgress {
+    fn packs(&self, _: u64, _: u64) {}
+    fn pack(&self, _: u64) {}
+    fn snapshots(&self, _: u64) {}
+    fn snapshot(&self, _: &SnapshotName) {}
 }
 
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "finding", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Finding {
-    /// An object's bytes are wrong.
-    DamagedObject {
-        /// Its key.
-        key: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// One block of a pack is wrong; which files it hits is told by findings of their own.
-    DamagedBlock {
-        /// Key of the pack.
-        key: String,
-        /// The block's number.
-        slot: u32,
-        /// The block that should be there.
-        block: BlockId,
-        /// What is wrong.
-        reason: String,
-    },
-    /// An object that a snapshot needs is gone, and nothing tells where its blocks are.
-    MissingObject {
-        /// Its key.
-        key: String,
-    },
-    /// A snapshot's file list or pack table cannot be read.
-    DamagedSnapshot {
-        /// The snapshot.
-        snapshot: SnapshotName,
-        /// Its replica set.
-        replset: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Part of a file cannot be read.
-    DamagedFile {
-        /// The snapshot.
-        snapshot: SnapshotName,
-        /// Its replica set.
-        replset: String,
-        /// Path of the file.
-        path: String,
-        /// First byte that cannot be read.
-        offset: u64,
-        /// How many bytes.
-        len: u64,
-        /// The pack in which they should be, if that much is known.
-        pack: Option<PackId>,
-        /// The block's number there.
-        slot: Option<u32>,
-        /// The block.
-        block: Option<BlockId>,
-        /// What is wrong.
-        reason: String,
-    },
-    /// More findings than are listed.
-    More {
-        /// How many more.
-        count: u64,
-    },
-    /// A lease: somebody writes, or was killed while writing.
-    Lease {
-        /// Its key.
-        key: String,
-        /// Who, what, and since when, by their own word.
-        holder: String,
-    },
-    /// An object that is none of ours.
-    Foreign {
-        /// Its key.
-        key: String,
-    },
-}
-
-impl Finding {
-    /// How bad it is.
-    pub fn severity(&self) -> Severity {
-        match self {
-            Self::Lease { .. } | Self::Foreign { .. } => Severity::Note,
-            _ => Severity::Error,
-        }
-    }
-}
-
-impl std::fmt::Display for Finding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::DamagedObject { key, reason } => write!(f, "the object {key} is damaged: {reason}"),
-            Self::DamagedBlock {
-                key,
-                slot,
-                block,
-                reason,
-            } => {
-                write!(f, "block {slot} ({block}) of {key} is damaged: {reason}")
-            }
-            Self::MissingObject { key } => write!(f, "the object {key} is missing"),
-            Self::DamagedSnapshot {
-                snapshot,
-                replset,
-                reason,
-            } => {
-                write!(
-                    f,
-                    "replica set {replset} of snapshot {snapshot} cannot be read: {reason}"
-                )
-            }
-            Self::DamagedFile {
-                snapshot,
-                replset,
-                path,
-                offset,
-                len,
-                pack,
-                slot,
-                block,
-                reason,
-            } => {
-                write!(
-                    f,
-                    "{replset}/dbpath/{path} of snapshot {snapshot}: {len} bytes at offset {offset} cannot be read"
-                )?;
-                if let (Some(slot), Some(pack)) = (slot, pack) {
-                    write!(f, ", block {slot}")?;
-                    if let Some(block) = block {
-                        write!(f, " ({block})")?;
-                    }
-                    write!(f, " of pack {pack}")?;
-                }
-                write!(f, ": {reason}")
-            }
-            Self::More { count } => write!(f, "{count} more findings are not listed"),
-            Self::Lease { key, holder } => write!(f, "{key} is held by {holder}"),
-            Self::Foreign { key } => write!(f, "{key} is no object of pbm-fs"),
-        }
-    }
-}
-
-/// What a check found, and what it looked at.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct CheckReport {
-    /// Everything that is not as it should be.
-    pub findings: Vec<Finding>,
-    /// Snapshots that are there.
-    pub snapshots: u64,
-    /// Deleted and given-up ones.
-    pub tombstones: u64,
-    /// Files and directories in all snapshots.
-    pub files: u64,
-    /// Packs.
-    pub packs: u64,
-    /// Packs that no snapshot refers to: garbage, or a backup that is under way.
-    pub packs_unreferenced: u64,
-    /// Bytes of all packs.
-    pub bytes_packs: u64,
-    /// Blocks in all packs.
-    pub blocks: u64,
-    /// Blocks that were read and verified.
-    pub blocks_read: u64,
-}
-
-/// Findings that are kept; more are counted.
-const MAX_FINDINGS: usize = 10_000;
-
-impl CheckReport {
-    /// Whether nothing is wrong.
-    pub fn is_sound(&self) -> bool {
-        self.findings.iter().all(|f| f.severity() == Severity::Note)
-    }
-
-    fn add(&mut self, finding: Finding) {
-        if let Some(Finding::More { count }) = self.findings.last_mut() {
-            *count += 1;
-        } else if self.findings.len() >= MAX_FINDINGS {
-            self.findings.push(Finding::More { count: 1 });
-        } else if !self.findings.contains(&finding) {
-            self.findings.push(finding);
-        }
-    }
-}
-
-/// Checks everything. Damage is a finding and never ends the check.
+/// Checks a repository. What is wrong with it stands in the report.
 ///
 /// # Errors
-/// `Cancelled`; the storage's, where it fails for another reason than damage.
+/// The storage's, if it fails otherwise than by damage; `Cancelled`.
 pub async fn check(
     repo: &Repository,
     options: CheckOptions,
@@ -237,22 +82,47 @@ pub async fn check(
     cancel: &Cancel,
 ) -> Result<CheckReport> {
     let mut report = CheckReport::default();
-    let facts = objects::look(repo, options, progress, cancel, &mut report).await?;
-    progress.step("walking the maps", 0);
-    let walked = walk::walk(repo, &facts, cancel, &mut report).await?;
-    report.packs_unreferenced = facts
-        .packs
-        .keys()
-        .filter(|id| !walked.referenced.contains(*id))
-        .count() as u64;
-    if !report.is_sound() {
-        progress.step("finding the files that are hit", 0);
-        attribute::attribute(repo, &facts, cancel, &mut report).await?;
+    // Caches of its own: what another reader found sound a while ago says nothing about now.
+    let repo = repo.with_cache(options.memory / 2)?;
+    let listed = list_all(&**repo.storage(), "").await?;
+    let objects = objects::read(&repo, &listed, &mut report, cancel).await?;
+    let (packs, bad) = packs::read(&repo, &objects.packs, options, progress, cancel, &mut report).await?;
+    let mut walker = maps::Walker::new(&repo, &packs, &mut report, cancel);
+    progress.snapshots(objects.snapshots.len() as u64);
+    for doc in &objects.snapshots {
+        walker.snapshot(doc).await?;
+        progress.snapshot(&doc.name);
     }
+    let (used, whole) = walker.finish();
+    if whole {
+        unreferenced(&objects.packs, &used, &mut report);
+    }
+    if !bad.is_empty() {
+        let relocations = &objects.relocations;
+        let found =
+            attribute::attribute(&repo, bad, relocations, &objects.snapshots, progress, cancel).await?;
+        report.findings.extend(found);
+    }
+    report.snapshots = objects.snapshots.len() as u64;
+    report.findings.sort_by_key(|f| f.severity());
     Ok(report)
 }
 
-/// Whether an error is a finding; anything else ends the check.
-fn is_damage(e: &RepoError) -> bool {
-    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Unsupported)
+/// Packs that no snapshot needs: of a backup that runs or was interrupted, or of snapshots that were deleted.
+fn unreferenced(packs: &HashMap<PackId, u64>, used: &HashSet<PackId>, report: &mut CheckReport) {
+    let unused = packs.iter().filter(|(id, _)| !used.contains(*id));
+    let (count, bytes) = unused.fold((0, 0), |(count, bytes), (_, size)| (count + 1, bytes + size));
+    if count > 0 {
+        report
+            .findings
+            .push(Finding::Unreferenced { packs: count, bytes });
+    }
+}
+
+/// The text of an error that means damage; any other ends the check.
+fn damage(e: RepoError) -> Result<String> {
+    match e.kind() {
+        ErrorKind::Damaged | ErrorKind::Unsupported => Ok(e.to_string()),
+        _ => Err(e),
+    }
 }

@@ -119,13 +119,15 @@ impl Header {
 
     /// Reads a header off the front of `bytes`, which may end anywhere behind the key.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        // Before the length: a short text is not a truncated object.
+        if bytes.iter().zip(&MAGIC).any(|(byte, magic)| byte != magic) {
+            return Err(FormatError::BadMagic);
+        }
         let mut r = Reader::new(bytes);
         let summed: [u8; SUMMED_LEN] = r.array()?;
         let checksum = r.array()?;
         let mut f = Reader::new(&summed);
-        if f.array()? != MAGIC {
-            return Err(FormatError::BadMagic);
-        }
+        f.bytes(MAGIC.len())?;
         let version = f.u16()?;
         if version != VERSION {
             return Err(FormatError::UnknownVersion(version));

@@ -311,7 +311,13 @@ impl FileList {
         self.len() == 0
     }
 
-    async fn chunk(&self, i: usize) -> Result<Arc<Vec<FileEntry>>> {
+    /// Number of chunks.
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// The entries of a chunk.
+    pub(crate) async fn chunk(&self, i: usize) -> Result<Arc<Vec<FileEntry>>> {
         if let Some(found) = self.cache.get(&i) {
             return Ok(found);
         }

@@ -84,7 +84,7 @@ impl SnapshotReader {
 }
 
 impl ReplsetReader {
-    async fn open(repo: &Repository, snapshot: &SnapshotName, doc: ReplsetDoc) -> Result<Self> {
+    pub(crate) async fn open(repo: &Repository, snapshot: &SnapshotName, doc: ReplsetDoc) -> Result<Self> {
         let packs = repo.packs().clone();
         let opened = async {
             let files = FileList::open(packs.clone(), doc.file_list, repo.cache()).await?;

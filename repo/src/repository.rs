@@ -151,6 +151,12 @@ impl Repository {
         })
     }
 
+    /// The same repository with caches of its own, which are empty.
+    pub(crate) fn with_cache(&self, cache: u64) -> Result<Self> {
+        let (storage, randomness) = (self.storage.clone(), self.randomness.clone());
+        Self::with(storage, (*self.config).clone(), randomness, cache)
+    }
+
     /// The storage under it.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage

@@ -36,6 +36,7 @@ pub mod compare;
 pub mod damage;
 pub mod data;
 pub mod error;
+pub mod fixture;
 pub mod mongod;
 pub mod mounted;
 pub mod port;

@@ -1,5 +1,7 @@
 //! A replica set that knows its users.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use mongodb::bson::{Document, doc};

@@ -1,5 +1,7 @@
 //! Objects that are not what was written: `check` finds and names them, and nobody ever gets wrong bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,

@@ -1,5 +1,7 @@
 //! Directories: of stopped servers, of killed ones, and of none.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,

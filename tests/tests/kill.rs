@@ -1,5 +1,7 @@
 //! `kill -9` at random moments. `PBMFS_CAMPAIGN=full` for many runs, `PBMFS_SEED` for the moments of an earlier one.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 use std::{
     fs,
     path::Path,

@@ -1,5 +1,7 @@
 //! The rig itself, against a real mongod.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 use std::{process::Command, time::Duration};
 
 use mongodb::bson::{Document, Timestamp, doc};

@@ -1,5 +1,7 @@
 //! From a live replica set to mounted and restored snapshots, and back to a mongod that holds what it held.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
+
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
 use mongodb::{

@@ -41,6 +41,7 @@ async fn snapshot(repo: &Repository, tree: &Path) -> SnapshotDoc {
         memory: 64 << 20,
         threads: Some(2),
         tool: "test".into(),
+        repository: None,
     };
     let mut source = DirectorySource::new(tree);
     backup(repo, &mut source, &options, Arc::new(Silent), &Cancel::default())

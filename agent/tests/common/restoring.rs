@@ -1,5 +1,6 @@
 //! Trees of files with everything that a snapshot keeps, their backup, and their comparison.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;

@@ -1,162 +1,238 @@
-//! Which files of which snapshots damage hits.
+//! Which files need the blocks that were found damaged.
 
-use super::objects::Facts;
-use super::walk::{Located, blocks_of, damaged_snapshot, readable_extents};
-use super::{CheckReport, Finding, is_damage};
+use std::collections::{HashMap, HashSet};
+
+use futures::future::BoxFuture;
+
+use super::finding::{BlockUse, Finding};
+use super::packs::BadBlock;
+use super::{CheckProgress, damage};
 use crate::error::{RepoError, Result};
 use crate::files::FileEntry;
+use crate::id::{PackId, Slot};
 use crate::ingest::Cancel;
-use crate::map::{ExtentKind, PlacedExtent};
-use crate::pack::PackLoc;
-use crate::reader::{ReplsetReader, SnapshotReader};
+use crate::map::{ExtentKind, MapRoot, Node, PlacedExtent};
+use crate::objects::SnapshotDoc;
+use crate::pack::Place;
+use crate::reader::{ReplsetReader, spans_of};
 use crate::repository::Repository;
 
+/// Uses of a block that are named one by one.
+const NAMED_USES: usize = 20;
+
+/// Damaged slots by pack, and their number in the list of damaged blocks.
+type Slots = HashMap<PackId, HashMap<u32, usize>>;
+
+struct Tracer<'a> {
+    repo: &'a Repository,
+    cancel: &'a Cancel,
+    slots: Slots,
+    uses: Vec<(Vec<BlockUse>, u64)>,
+    /// Nodes under which no damaged block is.
+    clean: HashSet<(PackId, u32)>,
+}
+
+/// Names the files of every damaged block.
 pub(super) async fn attribute(
     repo: &Repository,
-    facts: &Facts,
+    bad: Vec<BadBlock>,
+    relocations: &[PackId],
+    snapshots: &[SnapshotDoc],
+    progress: &dyn CheckProgress,
     cancel: &Cancel,
-    report: &mut CheckReport,
-) -> Result<()> {
-    for doc in &facts.snapshots {
-        let reader = match SnapshotReader::open(repo, doc.clone()).await {
-            Ok(reader) => reader,
-            Err(RepoError::Deleted(_)) => continue,
-            Err(e) if is_damage(&e) => {
-                let replset = doc.replsets.first().map(|r| r.name.clone()).unwrap_or_default();
-                report.add(Finding::DamagedSnapshot {
-                    snapshot: doc.name.clone(),
-                    replset,
-                    reason: e.to_string(),
-                });
-                continue;
+) -> Result<Vec<Finding>> {
+    let mut slots = Slots::new();
+    for (i, block) in bad.iter().enumerate() {
+        slots.entry(block.pack).or_default().insert(block.slot, i);
+    }
+    follow(repo, &mut slots, relocations).await?;
+    let mut tracer = Tracer {
+        repo,
+        cancel,
+        slots,
+        uses: vec![(Vec::new(), 0); bad.len()],
+        clean: HashSet::new(),
+    };
+    progress.snapshots(snapshots.len() as u64);
+    for doc in snapshots {
+        for replset in &doc.replsets {
+            // What cannot be read has been reported by the walk.
+            match ReplsetReader::open(repo, &doc.name, replset.clone()).await {
+                Ok(reader) => tracer.replset(doc, &reader).await?,
+                Err(RepoError::Deleted(_)) => {}
+                Err(e) => drop(damage(e)?),
             }
-            Err(e) => return Err(e),
-        };
-        for replset in reader.replsets() {
-            for number in 0..replset.files().len() {
-                cancel.check()?;
-                match replset.explain(replset.files().get(number).await).await {
-                    Ok(Some(entry)) => file(replset, facts, &entry, report).await?,
-                    Ok(None) | Err(RepoError::Deleted(_)) => break,
-                    // One finding for the snapshot; other chunks of the list may be sound.
-                    Err(e) if is_damage(&e) => report.add(damaged_snapshot(replset, &e)),
-                    Err(e) => return Err(e),
+        }
+        progress.snapshot(&doc.name);
+    }
+    let uses = tracer.uses;
+    let finding = |(block, (uses, more_uses)): (BadBlock, _)| Finding::DamagedBlock {
+        pack: block.pack,
+        slot: block.slot,
+        block: block.block,
+        reason: block.reason,
+        uses,
+        more_uses,
+    };
+    Ok(bad.into_iter().zip(uses).map(finding).collect())
+}
+
+/// Adds the old places of slots that were moved to damaged ones.
+async fn follow(repo: &Repository, slots: &mut Slots, relocations: &[PackId]) -> Result<()> {
+    loop {
+        let mut grown = false;
+        for old in relocations {
+            let relocation = match repo.packs().relocation(old).await {
+                Ok(relocation) => relocation,
+                Err(e) => {
+                    damage(e)?;
+                    continue;
+                }
+            };
+            for slot in 0..relocation.trailer.len() {
+                let moved = relocation
+                    .target(Slot(slot))
+                    .and_then(|(to, there)| slots.get(&to.id)?.get(&there.0).copied());
+                if let Some(i) = moved {
+                    grown |= slots.entry(*old).or_default().insert(slot, i).is_none();
                 }
             }
         }
-    }
-    Ok(())
-}
-
-async fn file(
-    replset: &ReplsetReader,
-    facts: &Facts,
-    entry: &FileEntry,
-    report: &mut CheckReport,
-) -> Result<()> {
-    let whole = |e: &RepoError| hit(replset, entry, 0, entry.meta.size, None, None, e.to_string());
-    let (extents, hidden) = match readable_extents(replset, entry).await {
-        Err(e) if is_damage(&e) => {
-            report.add(whole(&e));
+        if !grown {
             return Ok(());
         }
-        Err(RepoError::Deleted(_)) => return Ok(()),
-        other => other?,
-    };
-    for (start, span, e) in hidden {
-        report.add(hit(replset, entry, start, span, None, None, e.to_string()));
     }
-    for placed in extents {
-        extent(replset, facts, entry, &placed, report).await?;
-    }
-    Ok(())
 }
 
-async fn extent(
-    replset: &ReplsetReader,
-    facts: &Facts,
-    entry: &FileEntry,
-    placed: &PlacedExtent,
-    report: &mut CheckReport,
-) -> Result<()> {
-    let ExtentKind::Data { pack, first, .. } = placed.extent.kind else {
-        return Ok(());
-    };
-    let (offset, len) = (placed.offset, placed.extent.len);
-    let found = match replset.pack(pack).await {
-        Err(e) => Err((None, e)),
-        Ok(loc) => blocks_of(replset, facts, &loc, offset, &placed.extent)
-            .await
-            .map_err(|e| (Some(loc), e)),
-    };
-    match found {
-        Ok(blocks) => blocks
-            .iter()
-            .for_each(|b| block(replset, facts, entry, b, report)),
-        Err((loc, e)) if is_damage(&e) => {
-            report.add(hit(
-                replset,
-                entry,
-                offset,
-                len,
-                loc.map(|l| (l, first)),
-                None,
-                e.to_string(),
-            ));
+impl Tracer<'_> {
+    async fn replset(&mut self, doc: &SnapshotDoc, reader: &ReplsetReader) -> Result<()> {
+        for i in 0..reader.files().chunk_count() {
+            let entries = match reader.files().chunk(i).await {
+                Ok(entries) => entries,
+                Err(e) => {
+                    damage(e)?;
+                    continue;
+                }
+            };
+            for entry in entries.iter() {
+                self.file(doc, reader, entry).await?;
+            }
         }
-        Err((_, RepoError::Deleted(_))) => {}
-        Err((_, e)) => return Err(e),
+        Ok(())
     }
-    Ok(())
-}
 
-fn block(replset: &ReplsetReader, facts: &Facts, entry: &FileEntry, b: &Located, report: &mut CheckReport) {
-    let (pack, slot) = b.at;
-    let reason = match facts.packs.get(&pack) {
-        Some(None) => Some("the pack is damaged".to_owned()),
-        _ => facts
-            .bad_blocks
-            .get(&pack)
-            .and_then(|bad| bad.get(&slot))
-            .cloned(),
-    };
-    if let Some(reason) = reason {
-        let len = u64::from(b.span.to - b.span.from);
-        let loc = PackLoc {
-            id: pack,
-            trailer_offset: 0,
-            trailer_len: 0,
+    async fn file(&mut self, doc: &SnapshotDoc, reader: &ReplsetReader, entry: &FileEntry) -> Result<()> {
+        let name = |offset| BlockUse {
+            snapshot: doc.name.clone(),
+            replset: reader.doc().name.clone(),
+            path: entry.meta.path.clone(),
+            offset,
         };
-        report.add(hit(
-            replset,
-            entry,
-            b.span.offset,
-            len,
-            Some((loc, slot)),
-            Some(b.id),
-            reason,
-        ));
+        let size = entry.meta.size;
+        match &entry.root {
+            MapRoot::Empty => {}
+            MapRoot::Inline(_) => match reader.maps().extents(&entry.root, size, 0..size).await {
+                Ok(extents) => {
+                    for placed in extents {
+                        self.extent(reader, &name, &placed).await?;
+                    }
+                }
+                Err(e) => drop(damage(e)?),
+            },
+            MapRoot::Node { place, level } => {
+                self.node(reader, &name, *place, *level, 0, size).await?;
+            }
+        }
+        Ok(())
     }
-}
 
-fn hit(
-    replset: &ReplsetReader,
-    entry: &FileEntry,
-    offset: u64,
-    len: u64,
-    at: Option<(PackLoc, u32)>,
-    block: Option<crate::id::BlockId>,
-    reason: String,
-) -> Finding {
-    Finding::DamagedFile {
-        snapshot: replset.snapshot().clone(),
-        replset: replset.doc().name.clone(),
-        path: entry.meta.path.clone(),
-        offset,
-        len,
-        pack: at.map(|(loc, _)| loc.id),
-        slot: at.map(|(_, slot)| slot),
-        block,
-        reason,
+    /// Whether no damaged block is under a node.
+    fn node<'b>(
+        &'b mut self,
+        reader: &'b ReplsetReader,
+        name: &'b (dyn Fn(u64) -> BlockUse + Sync),
+        place: Place,
+        level: u8,
+        start: u64,
+        span: u64,
+    ) -> BoxFuture<'b, Result<bool>> {
+        Box::pin(async move {
+            self.cancel.check()?;
+            let key = (place.pack, place.offset);
+            if self.clean.contains(&key) {
+                return Ok(true);
+            }
+            let node = match reader.maps().node(&place, level, span).await {
+                Ok(node) => node,
+                Err(e) => {
+                    damage(e)?;
+                    return Ok(false);
+                }
+            };
+            let (mut clean, mut offset) = (true, start);
+            match &*node {
+                Node::Leaf(extents) => {
+                    for extent in extents {
+                        let placed = PlacedExtent {
+                            offset,
+                            extent: *extent,
+                        };
+                        clean &= self.extent(reader, name, &placed).await?;
+                        offset += extent.len;
+                    }
+                }
+                Node::Inner { children, .. } => {
+                    for child in children {
+                        clean &= self
+                            .node(reader, name, child.place, level - 1, offset, child.span)
+                            .await?;
+                        offset += child.span;
+                    }
+                }
+            }
+            if clean {
+                self.clean.insert(key);
+            }
+            Ok(clean)
+        })
+    }
+
+    async fn extent(
+        &mut self,
+        reader: &ReplsetReader,
+        name: &(dyn Fn(u64) -> BlockUse + Sync),
+        placed: &PlacedExtent,
+    ) -> Result<bool> {
+        let ExtentKind::Data { pack, .. } = placed.extent.kind else {
+            return Ok(true);
+        };
+        let found = async {
+            let entry = reader.table().get(pack).await?;
+            if !self.slots.contains_key(&entry.loc.id) {
+                return Ok((entry.loc.id, Vec::new()));
+            }
+            let trailer = self.repo.packs().trailer(&entry.loc).await?;
+            Ok((entry.loc.id, spans_of(placed.offset, &placed.extent, &trailer)?))
+        };
+        let (pack, spans) = match found.await {
+            Ok(found) => found,
+            Err(e) => {
+                damage(e)?;
+                return Ok(false);
+            }
+        };
+        let mut clean = true;
+        for span in spans {
+            if let Some(i) = self.slots.get(&pack).and_then(|slots| slots.get(&span.slot)) {
+                clean = false;
+                let (named, more) = &mut self.uses[*i];
+                if named.len() < NAMED_USES {
+                    named.push(name(span.offset));
+                } else {
+                    *more += 1;
+                }
+            }
+        }
+        Ok(clean)
     }
 }

@@ -106,7 +106,7 @@ impl Place {
 }
 
 /// More relocations than this one behind the other are taken for a cycle. gc keeps chains short.
-const MAX_HOPS: usize = 64;
+pub(crate) const MAX_HOPS: usize = 64;
 
 #[derive(Debug, Clone)]
 struct ByTrailer;
@@ -190,16 +190,6 @@ impl PackStore {
     /// # Errors
     /// As [`PackStore::read_trailer`].
     pub async fn locate(&self, id: &PackId, size: u64) -> Result<(PackLoc, Arc<Trailer>)> {
-        let (loc, trailer) = self.locate_fresh(id, size).await?;
-        self.trailers.insert(*id, trailer.clone());
-        Ok((loc, trailer))
-    }
-
-    /// [`PackStore::locate`], past every cache.
-    ///
-    /// # Errors
-    /// As [`PackStore::read_trailer`].
-    pub async fn locate_fresh(&self, id: &PackId, size: u64) -> Result<(PackLoc, Arc<Trailer>)> {
         // Enough for the 256 blocks of 64 KiB that a full pack usually has.
         const GUESS: u64 = 16 << 10;
         let key = ObjectKey::pack(id);
@@ -230,7 +220,9 @@ impl PackStore {
                 .map_err(RepoError::damaged(&key))?,
             None => self.read_trailer(&loc).await?,
         };
-        Ok((loc, Arc::new(trailer)))
+        let trailer = Arc::new(trailer);
+        self.trailers.insert(*id, trailer.clone());
+        Ok((loc, trailer))
     }
 
     /// The relocation of a pack that is gone.
