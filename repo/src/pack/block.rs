@@ -2,6 +2,7 @@
 //!
 //! The header repeats what the trailer says, so that a pack whose trailer is damaged can be salvaged by scanning.
 
+use std::cell::RefCell;
 use std::io;
 
 use bytes::Bytes;
@@ -175,7 +176,7 @@ pub fn open_block(expected: &BlockInfo, packed: &Bytes) -> Result<Bytes, FormatE
     let plain = match found.codec {
         Codec::Raw => stored,
         Codec::Zstd => {
-            let plain = zstd::bulk::decompress(&stored, found.plain_len as usize)
+            let plain = decompress(&stored, found.plain_len as usize)
                 .map_err(|_| FormatError::BadField("zstd frame"))?;
             if plain.len() != found.plain_len as usize {
                 return Err(FormatError::BadField("plain length"));
@@ -187,6 +188,21 @@ pub fn open_block(expected: &BlockInfo, packed: &Bytes) -> Result<Bytes, FormatE
         return Err(FormatError::WrongId(found.id.to_string()));
     }
     Ok(plain)
+}
+
+/// The contents of a zstd frame, at most `most` bytes. Each thread keeps its decoder: making one costs about as much as
+/// a block of 64 KiB.
+fn decompress(frame: &[u8], most: usize) -> io::Result<Vec<u8>> {
+    thread_local! {
+        static DECODER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECODER.with_borrow_mut(|decoder| {
+        let decoder = match decoder {
+            Some(decoder) => decoder,
+            None => decoder.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decoder.decompress(frame, most)
+    })
 }
 
 /// Opens a block of which only the id is known (a map node, a file list, a pack table).
