@@ -22,12 +22,6 @@ pub struct Fixture {
     pub names: Vec<String>,
 }
 
-impl Default for Fixture {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Fixture {
     /// Makes it.
     #[track_caller]
