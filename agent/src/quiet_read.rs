@@ -40,8 +40,8 @@ impl QuietFile {
     /// The system's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // A read of no bytes tells whether the flag is known, and does nothing else.
-        let mut probe = [0u8; 0];
+        // One byte: of a read of no bytes the kernel looks at no flag, and says yes to all.
+        let mut probe = [0u8; 1];
         let how = match rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut probe)], 0, DONTCACHE) {
             Ok(_) => How::DontCache,
             Err(_) => match rustix::fs::open(

@@ -9,6 +9,7 @@ use pbmfs_repo::{ErrorKind as RepoKind, RepoError};
 use serde::Serialize;
 
 use crate::args::OutputFormat;
+use crate::format::note;
 
 /// All is well.
 pub const DONE: u8 = 0;
@@ -97,15 +98,14 @@ impl Failure {
     /// One sentence on stderr, or one line of JSON there.
     pub fn print(&self, format: OutputFormat) {
         match format {
-            OutputFormat::Text => eprintln!("pbm-fs: {}", self.message),
+            OutputFormat::Text => note(format!("pbm-fs: {}", self.message)),
             OutputFormat::Json => {
                 let body = JsonErrorBody {
                     kind: self.kind,
                     message: &self.message,
                     exit_code: self.code(),
                 };
-                let line = serde_json::to_string(&JsonError { error: body }).unwrap_or_default();
-                eprintln!("{line}");
+                note(serde_json::to_string(&JsonError { error: body }).unwrap_or_default());
             }
         }
     }

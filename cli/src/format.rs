@@ -1,4 +1,4 @@
-//! Sizes, times and tables as people read them, and the one place that writes to stdout.
+//! Sizes, times and tables as people read them, and the one place that writes to stdout and stderr.
 
 use std::io::{self, Write};
 
@@ -80,12 +80,16 @@ pub fn rate(bytes: u64, millis: u64) -> String {
     )
 }
 
-/// Writes a line to stdout. A reader that went away ends the program quietly.
+/// Writes a line to stderr. `eprintln!` panics when nobody reads it or the disk of a log is full, and no backup may
+/// fail because of that.
+pub fn note(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// Writes a line to stdout. A reader that went away, such as `head`, is no failure.
 pub fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", text.as_ref())
-        .and_then(|()| out.flush())
-        .map_err(stdout_failure)
+    written(writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()))
 }
 
 /// Writes one JSON document to stdout.
@@ -96,11 +100,18 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Writes bytes to stdout.
 pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
-    io::stdout().lock().write_all(bytes).map_err(stdout_failure)
+    let mut out = io::stdout().lock();
+    written(out.write_all(bytes).and_then(|()| out.flush()))
 }
 
-fn stdout_failure(e: io::Error) -> Failure {
-    Failure::new(Kind::Error, format!("cannot write to standard output: {e}"))
+fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Kind::Error,
+            format!("cannot write to standard output: {e}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod format;
 mod open;
 mod progress;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -43,7 +44,7 @@ fn guard() -> ExitCode {
     match pbmfs_agent::lock::guard::run(std::io::stdin(), std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("pbm-fs lock guard: {e}");
+            format::note(format!("pbm-fs lock guard: {e}"));
             ExitCode::FAILURE
         }
     }
@@ -81,6 +82,9 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Colours only for people; and a line that cannot be written is lost rather than a panic.
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
         .with_target(false)
         .compact()
         .init();

@@ -64,7 +64,7 @@ impl Meter {
             bar.set_message(what.to_owned());
         }
         if self.plain.is_some() {
-            eprintln!("{what}");
+            format::note(what);
         }
     }
 
@@ -81,7 +81,7 @@ impl Meter {
             bar.set_message(what.to_owned());
         }
         if let Some(plain) = &self.plain {
-            eprintln!("{what}: {}", format::size(total));
+            format::note(format!("{what}: {}", format::size(total)));
             let now = Instant::now();
             *plain.lock().unwrap_or_else(PoisonError::into_inner) = Plain {
                 what: what.to_owned(),
@@ -107,10 +107,10 @@ impl Meter {
             let percent = done * 100 / plain.total.max(1);
             let (what, eta) = (&plain.what, format::duration(left as u64));
             let (size, total) = (format::size(done), format::size(plain.total));
-            eprintln!(
+            format::note(format!(
                 "{what}: {percent} %, {size} of {total}, {}, ETA {eta}",
                 format::rate(done, millis)
-            );
+            ));
         }
     }
 

@@ -22,16 +22,10 @@ pub struct Fixture {
     pub names: Vec<String>,
 }
 
-impl Default for Fixture {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Fixture {
     /// Makes it.
     #[track_caller]
-    pub fn new() -> Self {
+    pub fn make() -> Self {
         let place = tempdir().expect("a fixture");
         // For those tests in which another user looks.
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("a fixture");

@@ -23,7 +23,7 @@ use rustix::fs::FlockOperation;
 
 #[test]
 fn a_name_that_no_snapshot_has_is_answered_with_the_nearest() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let target = f.path("target");
     let point = f.path("point");
     fs::create_dir(&point).unwrap();
@@ -50,7 +50,7 @@ fn a_name_that_no_snapshot_has_is_answered_with_the_nearest() {
 
 #[test]
 fn what_a_newer_program_wrote_is_refused() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let path = f.path("repo").join("repo.json");
     let original = fs::read(&path).unwrap();
     let key = ObjectKey::repository();
@@ -109,7 +109,7 @@ fn what_a_newer_program_wrote_is_refused() {
 
 #[test]
 fn a_directory_that_cannot_be_backed_up() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let missing = f.path("missing");
     let dbpath = |path: &Path| vec!["backup".to_owned(), "--dbpath".into(), text(path).into()];
     let refuses = |code, path: &Path, words: &[&str]| {
@@ -144,7 +144,7 @@ fn a_directory_that_cannot_be_backed_up() {
 
 #[test]
 fn command_lines_that_make_no_sense() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let source = text(&f.source);
     let bare = PbmFs::bare();
     for args in [

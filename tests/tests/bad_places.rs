@@ -1,7 +1,7 @@
 //! Places that will not do, for a repository, a target or a mount point, and what another user may not do: one clear
 //! sentence, the right exit code, and nothing is changed.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as the tests do")]
+#![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
 use std::{
     fs::{self, File, Permissions},
@@ -20,7 +20,7 @@ const NOBODY: u32 = 65_534;
 
 #[test]
 fn a_place_without_a_repository_is_left_alone() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let foreign = f.path("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("letter.txt"), "Dear Sir").unwrap();
@@ -68,7 +68,7 @@ fn a_place_without_a_repository_is_left_alone() {
 
 #[test]
 fn what_another_user_may_not_do() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let source = f.path("theirs");
     fs::create_dir(&source).unwrap();
     fs::write(source.join("readable"), "1").unwrap();
@@ -119,7 +119,7 @@ fn what_another_user_may_not_do() {
 
 #[test]
 fn a_target_that_is_in_the_way_stays_as_it_is() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let file = f.path("file");
     fs::write(&file, "mine").unwrap();
     let full = f.path("full");
@@ -174,7 +174,7 @@ fn a_target_that_is_in_the_way_stays_as_it_is() {
 
 #[test]
 fn a_mount_point_that_will_not_do() {
-    let f = Fixture::new();
+    let f = Fixture::make();
     let file = f.path("file");
     fs::write(&file, "a file").unwrap();
     let full = f.path("full");

@@ -62,7 +62,7 @@ pub async fn run(global: &Global) -> Result<Outcome, Failure> {
         OutputFormat::Json => format::json(&Rows {
             snapshots: listed.into_iter().map(row).collect(),
         })?,
-        OutputFormat::Text if listed.is_empty() => eprintln!("the repository holds no snapshot yet"),
+        OutputFormat::Text if listed.is_empty() => format::note("the repository holds no snapshot yet"),
         OutputFormat::Text => {
             for item in &listed {
                 format::line(match item {

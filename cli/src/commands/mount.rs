@@ -70,7 +70,7 @@ pub async fn mount(global: &Global, args: Mount) -> Result<Outcome, Failure> {
             for replset in &mounted.replsets {
                 format::line(format!("  {at}/{replset}/dbpath"))?;
             }
-            eprintln!("press Ctrl-C, or run `pbm-fs umount {at}`, to unmount");
+            format::note(format!("press Ctrl-C, or run `pbm-fs umount {at}`, to unmount"));
         }
     }
     let ended = session.serve(stop_signal()).await?;

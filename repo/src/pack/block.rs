@@ -190,18 +190,18 @@ pub fn open_block(expected: &BlockInfo, packed: &Bytes) -> Result<Bytes, FormatE
     Ok(plain)
 }
 
-thread_local! {
-    /// Making and clearing zstd's working memory for each block of 64 KiB took a fifth of a restore's own CPU time.
-    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
-}
-
-fn decompress(stored: &[u8], plain_len: usize) -> io::Result<Vec<u8>> {
-    DECOMPRESSOR.with_borrow_mut(|kept| {
-        let decompressor = match kept {
-            Some(decompressor) => decompressor,
-            None => kept.insert(zstd::bulk::Decompressor::new()?),
+/// The contents of a zstd frame, at most `most` bytes. Each thread keeps its decoder: making one costs about as much as
+/// a block of 64 KiB.
+fn decompress(frame: &[u8], most: usize) -> io::Result<Vec<u8>> {
+    thread_local! {
+        static DECODER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECODER.with_borrow_mut(|decoder| {
+        let decoder = match decoder {
+            Some(decoder) => decoder,
+            None => decoder.insert(zstd::bulk::Decompressor::new()?),
         };
-        decompressor.decompress(stored, plain_len)
+        decoder.decompress(frame, most)
     })
 }
 

@@ -84,7 +84,8 @@ impl LocalStorage {
             },
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => match dir.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => {
+                // A parent that is there and takes no directory (a link to nothing, /proc) will not take one later.
+                Some(parent) if !parent.as_os_str().is_empty() && parent.symlink_metadata().is_err() => {
                     Self::create_dirs(parent)?;
                     Self::create_dirs(dir)
                 }
