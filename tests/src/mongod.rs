@@ -22,9 +22,6 @@ use crate::{
     process::Process,
 };
 
-/// How long a server may take to end after SIGTERM before it is told again.
-const HEARING: Duration = Duration::from_secs(20);
-
 /// How long a start or a clean stop may take. Both take half a second alone on a machine; recovery after a kill and a
 /// machine full of other tests make it longer.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -250,15 +247,8 @@ impl Mongod {
         let Some(process) = &mut self.process else {
             return Ok(());
         };
-        // On a busy machine servers were seen that did not hear the first signal.
-        let mut status = None;
-        for _ in 0..PATIENCE.as_secs() / HEARING.as_secs() {
-            process.signal(Signal::TERM)?;
-            status = process.wait(HEARING).await?;
-            if status.is_some() {
-                break;
-            }
-        }
+        process.signal(Signal::TERM)?;
+        let status = process.wait(PATIENCE).await?;
         match status {
             Some(status) if status.success() => {
                 self.process = None;

@@ -111,17 +111,8 @@ impl Mongod {
 
     /// SIGTERM, and waits: a clean shutdown.
     pub fn stop(&mut self) {
-        // On a busy machine servers were seen that did not hear the first signal.
-        for _ in 0..6 {
-            signal(self.child.id(), rustix::process::Signal::TERM);
-            for _ in 0..50 {
-                if matches!(self.child.try_wait(), Ok(Some(_))) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        }
-        self.kill();
+        signal(self.child.id(), rustix::process::Signal::TERM);
+        let _ = self.child.wait();
     }
 }
 
