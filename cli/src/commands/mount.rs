@@ -43,9 +43,9 @@ pub async fn mount(global: &Global, args: Mount) -> Result<Outcome, Failure> {
         doc.replsets.iter().map(|r| r.name.clone()).collect::<Vec<_>>(),
     );
     let tree = SnapshotTree::open(&opened.repo, doc).await?;
-    // Half of the memory: decoded blocks on their way to readers take about 0.6 of the cache once more, and the
+    // A quarter of the memory: blocks on their way and what the allocator keeps take as much again and more, and the
     // repository has an eighth for its own caches.
-    let config = FsConfig::with_budget(open::memory(global)? / 2);
+    let config = FsConfig::with_budget(open::memory(global)? / 4);
     let fs = Fs::new(Arc::new(tree), config, tokio::runtime::Handle::current());
     let mount_config = MountConfig {
         name: name.clone(),
