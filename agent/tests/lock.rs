@@ -51,11 +51,9 @@ async fn lock_list_unlock() {
     );
     for left_out in ["mongod.lock", "diagnostic.data"] {
         assert!(find(left_out).is_none());
-        assert!(
-            pinned.left_out.iter().any(|out| out.path == left_out),
-            "{left_out}"
-        );
     }
+    // The diagnostics begin some time after the start, so they may not be there to be left out.
+    assert!(pinned.left_out.iter().any(|out| out.path == "mongod.lock"));
     assert!(!pinned.files.iter().any(|file| file.path.starts_with("journal/")));
     for file in &pinned.files {
         let meta = std::fs::metadata(pinned.root.join(&file.path)).unwrap();

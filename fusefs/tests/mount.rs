@@ -51,21 +51,24 @@ fn a_second_pass_is_answered_by_the_page_cache() {
         "ls -l {0}; stat {0}/nothing {0}/f || true",
         mount.path.display()
     ));
-    let first = mount.stats();
-    assert!(first.reads >= 32);
-    assert!(cat(&mount.file("f")) == content);
-    sh(&format!(
-        "ls -l {0}; stat {0}/nothing {0}/f || true",
-        mount.path.display()
-    ));
+    assert!(mount.stats().reads >= 32);
     let mapped = "import mmap,sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); \
                   sys.stdout.buffer.write(m[:])";
-    assert!(common::run("python3", &["-c", mapped, &mount.file("f")]).stdout == content);
-    let second = mount.stats();
-    assert_eq!(
-        second.reads, first.reads,
-        "reads of the second pass reached the server"
-    );
+    let pass = || {
+        let before = mount.stats();
+        assert!(cat(&mount.file("f")) == content);
+        sh(&format!(
+            "ls -l {0}; stat {0}/nothing {0}/f || true",
+            mount.path.display()
+        ));
+        assert!(common::run("python3", &["-c", mapped, &mount.file("f")]).stdout == content);
+        (before, mount.stats())
+    };
+    // Without KEEP_CACHE no pass would ever be free of reads; on a machine short of memory some pass may not be.
+    let free = std::iter::repeat_with(pass)
+        .take(5)
+        .find(|(first, second)| second.reads == first.reads);
+    let (first, second) = free.expect("a later pass is answered by the page cache");
     // Each open asks for the attributes once at most; names, listings and absent names are remembered.
     assert!(
         second.metadata - first.metadata <= 4,

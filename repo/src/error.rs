@@ -1,7 +1,7 @@
 //! Errors of the repository.
 //!
 //! Rules: what is wrong inside an object is a [`FormatError`]; what the storage did is a
-//! [`StorageError`](crate::storage::StorageError); what a caller sees is a [`RepoError`], which names the object and
+//! [`StorageError`]; what a caller sees is a [`RepoError`], which names the object and
 //! whose [`ErrorKind`] says what to do. An error is given its object's key where it is first known and is never
 //! downgraded on the way up. Texts are one sentence without a final stop, so that they can stand inside another.
 
