@@ -183,13 +183,16 @@ fn repo_json_is_looked_at_first() {
     repo.pbmfs.check();
 }
 
-/// Any bit of any object.
+/// Any bit of any object. Either it is found, or it does not matter: a zstd frame has bits that mean nothing, and a block
+/// is proven by what comes out of it.
 #[test]
 fn no_bit_can_be_turned_without_notice() {
     let repo = Repo::new();
     let mut prng = campaign::prng("turned bits");
     let objects: Vec<_> = KINDS.iter().map(|kind| repo.objects(*kind)).collect();
-    for run in 0..campaign::runs(30, 2_000) {
+    let wanted = Tree::read(&repo.source).unwrap();
+    let mut meaningless = 0;
+    for run in 0..campaign::runs(30, 1_000) {
         let of_kind = &objects[(run % KINDS.len() as u64) as usize];
         let object = &of_kind[prng.below(of_kind.len() as u64) as usize];
         // As often in headers and trailers as in what lies between.
@@ -199,17 +202,32 @@ fn no_bit_can_be_turned_without_notice() {
             1 => bits - 1 - prng.below(bits.min(8 * 250)),
             _ => prng.below(bits),
         };
-        let flip = |path: &Path| damage::flip_bit(path, bit).unwrap();
+        // A version or a feature of the future is no damage, and refused all the same.
+        let future = [8..10, 11..12, 14..16]
+            .iter()
+            .any(|bytes| bytes.contains(&(bit / 8)));
+        if future {
+            continue;
+        }
+        let saved = fs::read(object).unwrap();
+        damage::flip_bit(object, bit).unwrap();
         // Of a pack all blocks are read by --read-data alone; the structure is those nodes that a snapshot leads to.
         let in_pack = objects[..2].concat().contains(object);
-        // A kind or a version of the future may be what comes out; then it is no damage, and refused all the same.
-        let in_version = (8 * 8..8 * 10).contains(&bit)
-            || (8 * 11..8 * 12).contains(&bit)
-            || (8 * 14..8 * 16).contains(&bit);
-        if !in_version {
-            repo.spoil(&format!("bit {bit} turned"), object, in_pack, flip);
+        if in_pack && repo.pbmfs.run(&["-q", "check", "--read-data"]).code == Some(0) {
+            meaningless += 1;
+            let target = repo.place.path().join(format!("target-{run}"));
+            repo.pbmfs
+                .ok(&["-q", "restore", "latest", "--target", text(&target)]);
+            wanted.must_equal(&Tree::read(&target).unwrap());
+            fs::remove_dir_all(&target).unwrap();
+        } else {
+            repo.must_be_found(&format!("bit {bit} turned"), object, in_pack);
         }
+        fs::write(object, saved).unwrap();
     }
+    // Three in a hundred are many already.
+    assert!(meaningless <= 2 + campaign::runs(30, 1_000) / 20, "{meaningless}");
+    eprintln!("{meaningless} bits meant nothing");
     repo.pbmfs.check();
 }
 
