@@ -77,20 +77,25 @@ impl LocalStorage {
 
     /// Creates the directory and its parents; each new name is durable when this returns.
     fn create_dirs(dir: &Path) -> io::Result<()> {
-        match fs::create_dir(dir) {
-            Ok(()) => match dir.parent() {
-                Some(parent) => sync_dir(parent),
-                None => Ok(()),
-            },
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => match dir.parent() {
-                // A parent that is there and takes no directory (a link to nothing, /proc) will not take one later.
-                Some(parent) if !parent.as_os_str().is_empty() && parent.symlink_metadata().is_err() => {
+        match Self::create_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty())
+                    && parent.symlink_metadata().is_err()
+                {
                     Self::create_dirs(parent)?;
-                    Self::create_dirs(dir)
                 }
-                _ => Err(e),
-            },
+                // The parent is there now, whoever made it; one that takes no directory (a link to nothing, /proc)
+                // will not take one later.
+                Self::create_dir(dir)
+            }
+            other => other,
+        }
+    }
+
+    fn create_dir(dir: &Path) -> io::Result<()> {
+        match fs::create_dir(dir) {
+            Ok(()) => dir.parent().map_or(Ok(()), sync_dir),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) => Err(e),
         }
     }
