@@ -153,7 +153,8 @@ async fn a_server_that_dies_under_the_lock() {
         "--uri",
         uri.as_str(),
     ];
-    for signal in [Signal::KILL] {
+    // Killed, and stopped in good order. A server under a lock does not stop in good order by itself.
+    for signal in [Signal::KILL, Signal::TERM] {
         let before = pbmfs.names();
         // The server says that it is locked a moment before it is; this file is there when it is.
         let witness = set.members()[0].dbpath().join("WiredTiger.backup");
