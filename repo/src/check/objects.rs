@@ -321,8 +321,12 @@ pub(super) fn as_finding(e: RepoError) -> Result<Finding> {
             reason: reason.to_string(),
         }),
         RepoError::Missing { key } => Ok(Finding::MissingObject { key: key.to_string() }),
+        ref e @ RepoError::DamagedBlock { ref pack, .. } => Ok(Finding::DamagedObject {
+            key: ObjectKey::pack(pack).to_string(),
+            reason: e.to_string(),
+        }),
         e if is_damage(&e) => Ok(Finding::DamagedObject {
-            key: "a map node".into(),
+            key: "a file list".into(),
             reason: e.to_string(),
         }),
         e => Err(e),
