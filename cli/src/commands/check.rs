@@ -28,6 +28,7 @@ impl CheckProgress for Shown {
 }
 
 pub async fn run(global: &Global, args: &Check) -> Result<Outcome, Failure> {
+    let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
     let threads = global.threads.map_or_else(
         || std::thread::available_parallelism().map_or(2, usize::from),
@@ -39,7 +40,7 @@ pub async fn run(global: &Global, args: &Check) -> Result<Outcome, Failure> {
         parallel: (threads * 2).min(fit),
     };
     let shown = Shown(Meter::new(global));
-    let report = check(&opened.repo, options, &shown, &cancel_on_signal()).await;
+    let report = check(&opened.repo, options, &shown, &cancel).await;
     shown.0.finish();
     let report = report?;
     match global.output {
