@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::Result;
 
 /// How often the memory of a child is looked at. The kernel keeps the peak; only what a child takes in its very last
-/// moments can be missed.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// moments can be missed, which is much of the life of one that ends at once.
+const LOOK_EVERY: Duration = Duration::from_micros(500);
 
 /// What became of a child.
 #[derive(Debug)]

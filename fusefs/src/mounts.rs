@@ -58,6 +58,8 @@ pub fn at(point: &Path) -> Result<Option<MountEntry>, MountError> {
 /// An absolute path without links, as the mount table has it. Unlike `canonicalize` it does not touch the last
 /// component unless that is a link, so that it works on a dead mount.
 pub fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+    // Without a slash at the end, behind which a link would be followed unseen.
+    let path: &Path = &path.components().collect::<PathBuf>();
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if !is_link => {

@@ -72,6 +72,10 @@ fn paths_are_resolved_without_touching_the_last_component() {
     std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
     assert_eq!(resolve(&real.join("link/new")).unwrap(), real.join("new"));
     assert_eq!(resolve(&real.join("link")).unwrap(), real);
+    // `symlink_metadata` of a path with a slash at its end follows the link.
+    assert_eq!(resolve(&real.join("link/")).unwrap(), real);
+    assert_eq!(resolve(&real.join("link/.")).unwrap(), real);
+    assert_eq!(resolve(&real.join("new//")).unwrap(), real.join("new"));
     assert_eq!(resolve(Path::new("/")).unwrap(), Path::new("/"));
     assert_eq!(resolve(&real.join("link/..")).unwrap(), real.parent().unwrap());
     assert_eq!(

@@ -168,6 +168,6 @@ pub trait Blocks: Send + Sync + 'static {
     async fn spans(&self, ino: Ino, range: Range<u64>) -> Result<Vec<Span>, FsError>;
 
     /// The plain, verified bytes of neighbouring slots of one pack, one result a key: a damaged block does not take
-    /// its neighbours with it.
+    /// its neighbours with it. Each owns its memory, since a cache weighs it by its length.
     async fn fetch(&self, run: Vec<BlockKey>) -> Vec<Result<Bytes, BlockError>>;
 }

@@ -371,3 +371,14 @@ async fn a_directory_that_may_not_be_written_is_still_read() {
     assert_same(&repo, &doc, &files).await;
     drop(mount);
 }
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_an_error() {
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/nowhere/at/all", place.path().join("dangling")).unwrap();
+    for root in [place.path().join("dangling/repo"), "/proc/pbm-fs/repo".into()] {
+        let storage = LocalStorage::new(&root);
+        let put = storage.put_if_absent(&key("repo.json"), Bytes::new()).await;
+        assert!(matches!(put, Err(StorageError::Failed { .. })), "{put:?}");
+    }
+}

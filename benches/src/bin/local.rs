@@ -199,13 +199,16 @@ impl Bench {
         self.row(Row::new("repository", stored, "MB").against("dbPath", self.total as f64 / MB));
         // With a disk that costs nothing: what the pipeline itself does.
         let memory = PathBuf::from("/dev/shm/pbm-fs-bench");
-        let rate = self.best(|| self.back_up(&memory, false));
-        remove(&memory)?;
-        let rate = rate? / MB;
-        self.page_cache(false)?;
-        let most = self.best(|| ceiling(&self.files))? / MB;
+        let (mut most, mut reached): (f64, f64) = (0.0, 0.0);
+        for _ in 0..self.args.runs {
+            self.page_cache(false)?;
+            most = most.max(ceiling(&self.files)? / MB);
+            let rate = self.back_up(&memory, false);
+            remove(&memory)?;
+            reached = reached.max(rate? / MB);
+        }
         self.row(
-            Row::new("backup to /dev/shm, warm", rate, "MB/s")
+            Row::new("backup to /dev/shm, warm", reached, "MB/s")
                 .against("read + BLAKE3 + zstd-1", most)
                 .reach(Reach::AtLeast(0.6)),
         );
@@ -392,17 +395,21 @@ impl Bench {
                 read_rate(&mounted.dbpath.join(file.strip_prefix(&self.args.dbpath)?))?;
             }
             let mount = mounted.end()?.peak;
-            let check = run(with(&repo).arg("check"))?;
-            let check_data = run(with(&repo).args(["check", "--read-data"]))?;
-            let list = run(with(&repo).arg("list"))?;
+            let check_data = run(with(&repo).args(["check", "--read-data"]))?.peak;
+            // These end within milliseconds: several looks.
+            let (mut check, mut list) = (0, 0);
+            for _ in 0..10 {
+                check = check.max(run(with(&repo).arg("check"))?.peak);
+                list = list.max(run(with(&repo).arg("list"))?.peak);
+            }
             let verbs = [
                 ("backup", backup.peak),
                 ("backup, nothing new", again.peak),
                 ("restore", restore.peak),
                 ("mount, all read", mount),
-                ("check", check.peak),
-                ("check --read-data", check_data.peak),
-                ("list", list.peak),
+                ("check", check),
+                ("check --read-data", check_data),
+                ("list", list),
             ];
             for (verb, peak) in verbs {
                 let row = Row::new(format!("peak memory: {verb}"), peak as f64 / 1048576.0, "MiB");

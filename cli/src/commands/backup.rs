@@ -48,6 +48,7 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
         (None, None) => std::env::var("PBMFS_URI").ok().filter(|uri| !uri.is_empty()),
         (uri, _) => uri,
     };
+    let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
     open::sweep(global);
     let options = BackupOptions {
@@ -76,7 +77,6 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
         }
     };
     let shown = Arc::new(Shown(Meter::new(global)));
-    let cancel = cancel_on_signal();
     let doc = backup(&opened.repo, &mut *source, &options, shown.clone(), &cancel).await;
     shown.0.finish();
     let doc = doc?;

@@ -47,6 +47,7 @@ struct Checked<'a> {
 }
 
 pub async fn run(global: &Global, args: &Check) -> Result<Outcome, Failure> {
+    let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
     let mut options = CheckOptions {
         read_data: args.read_data,
@@ -59,7 +60,7 @@ pub async fn run(global: &Global, args: &Check) -> Result<Outcome, Failure> {
         meter: Meter::new(global),
         read_data: args.read_data,
     };
-    let report = check(&opened.repo, options, &shown, &cancel_on_signal()).await;
+    let report = check(&opened.repo, options, &shown, &cancel).await;
     shown.meter.finish();
     let report = report?;
     match global.output {

@@ -8,7 +8,7 @@ use pbmfs_fusefs::{Ended, Fs, FsConfig, MountConfig, MountPoint, Session, Snapsh
 use serde::Serialize;
 
 use crate::args::{Global, Mount, OutputFormat, Umount};
-use crate::commands::stop_signal;
+use crate::commands::{cancelled, stop_signal};
 use crate::exit::{Failure, Outcome};
 use crate::{format, open};
 
@@ -30,8 +30,17 @@ struct Unmounted {
 }
 
 pub async fn mount(global: &Global, args: Mount) -> Result<Outcome, Failure> {
-    let opened = open::repository(global).await?;
-    let doc = opened.repo.resolve(&args.name).await?;
+    // Before anything is made that a signal would leave behind.
+    let mut stop = Box::pin(stop_signal());
+    let found = async {
+        let opened = open::repository(global).await?;
+        let doc = opened.repo.resolve(&args.name).await?;
+        Ok::<_, Failure>((opened, doc))
+    };
+    let (opened, doc) = tokio::select! {
+        found = found => found?,
+        () = &mut stop => return Err(cancelled()),
+    };
     let (path, missing) = match args.mountpoint {
         Some(path) => (path, WhenMissing::Refuse),
         None => (PathBuf::from(doc.name.as_str()), WhenMissing::Create),
@@ -42,7 +51,10 @@ pub async fn mount(global: &Global, args: Mount) -> Result<Outcome, Failure> {
         doc.name.to_string(),
         doc.replsets.iter().map(|r| r.name.clone()).collect::<Vec<_>>(),
     );
-    let tree = SnapshotTree::open(&opened.repo, doc).await?;
+    let tree = tokio::select! {
+        tree = SnapshotTree::open(&opened.repo, doc) => tree?,
+        () = &mut stop => return Err(cancelled()),
+    };
     // A quarter of the memory: blocks on their way and what the allocator keeps take as much again and more, and the
     // repository has an eighth for its own caches.
     let config = FsConfig::with_budget(open::memory(global)? / 4);
@@ -73,7 +85,7 @@ pub async fn mount(global: &Global, args: Mount) -> Result<Outcome, Failure> {
             format::note(format!("press Ctrl-C, or run `pbm-fs umount {at}`, to unmount"));
         }
     }
-    let ended = session.serve(stop_signal()).await?;
+    let ended = session.serve(stop).await?;
     tracing::info!(stats = ?fs.stats(), requests = ?opened.counts.counts(), "unmounted");
     if ended == Ended::CutOff {
         tracing::warn!("the mount was in use: readers were cut off");

@@ -29,6 +29,7 @@ impl RestoreProgress for Shown {
 }
 
 pub async fn run(global: &Global, args: &Restore) -> Result<Outcome, Failure> {
+    let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
     let doc = opened.repo.resolve(&args.name).await?;
     let mut options = RestoreOptions::new(&args.target);
@@ -39,7 +40,7 @@ pub async fn run(global: &Global, args: &Restore) -> Result<Outcome, Failure> {
         options.threads = threads.into();
     }
     let shown = Arc::new(Shown(Meter::new(global)));
-    let done = restore(&opened.repo, doc, options, shown.clone(), cancel_on_signal()).await;
+    let done = restore(&opened.repo, doc, options, shown.clone(), cancel).await;
     shown.0.finish();
     let done = done?;
     tracing::info!(requests = ?opened.counts.counts(), "done");

@@ -239,6 +239,17 @@ fn examine(
     })
 }
 
+/// A file that ends before its listed size: the standard library's words for that speak of buffers.
+fn shorter(e: std::io::Error) -> std::io::Error {
+    match e.kind() {
+        kind @ std::io::ErrorKind::UnexpectedEof => std::io::Error::new(
+            kind,
+            "it became shorter while it was read; stop whatever writes there and try again",
+        ),
+        _ => e,
+    }
+}
+
 /// Compares with a run of zeros: as fast as memory, and gone after a word for nearly all data.
 fn is_zero(bytes: &[u8]) -> bool {
     static ZEROS: [u8; 4096] = [0; 4096];
@@ -322,7 +333,7 @@ impl ReadStage<'_> {
             let start = rest.len();
             buf.resize(start + fresh, 0);
             buf[..start].copy_from_slice(&rest);
-            file.read_exact(&mut buf[start..]).map_err(fail)?;
+            file.read_exact(&mut buf[start..]).map_err(|e| fail(shorter(e)))?;
             left -= fresh as u64;
             let cuts = cutter.cut(offset, &buf, left == 0);
             let covered: usize = cuts.iter().map(|c| *c as usize).sum();

@@ -11,7 +11,7 @@ use quick_cache::sync::Cache;
 use crate::error::{FormatError, RepoError, Result};
 use crate::id::{BlockId, PackId, Slot};
 use crate::key::ObjectKey;
-use crate::pack::block::{BLOCK_HEADER_LEN, MAX_BLOCK, open_block, open_named_block};
+use crate::pack::block::{BLOCK_HEADER_LEN, Codec, MAX_BLOCK, open_block, open_named_block};
 use crate::pack::sink::OWN_PACK;
 use crate::pack::trailer::{FOOTER_LEN, Trailer, check_trailer_len, decode_footer};
 use crate::relocation::Relocation;
@@ -375,9 +375,11 @@ impl PackStore {
     }
 }
 
-/// Opens the blocks of a run of slots that was read with one request.
+/// Opens the blocks of a run of slots that was read with one request. Each owns its memory: a raw block that stayed a
+/// slice would keep the whole run alive for as long as somebody caches it.
 pub(crate) fn open_run(id: &PackId, trailer: &Trailer, slots: Range<u32>, run: &Bytes) -> Result<Vec<Bytes>> {
     let start = trailer.offset(Slot(slots.start)).unwrap_or_default();
+    let alone = slots.len() == 1;
     slots
         .map(|slot| {
             let fail = damaged_block(id, slot.to_string());
@@ -386,7 +388,12 @@ pub(crate) fn open_run(id: &PackId, trailer: &Trailer, slots: Range<u32>, run: &
             info.and_then(|info| {
                 let end = at as usize + info.packed_len() as usize;
                 let packed = (end <= run.len()).then(|| run.slice(at as usize..end));
-                open_block(info, &packed.ok_or(FormatError::TooShort)?)
+                let plain = open_block(info, &packed.ok_or(FormatError::TooShort)?)?;
+                Ok(if info.codec == Codec::Raw && !alone {
+                    Bytes::copy_from_slice(&plain)
+                } else {
+                    plain
+                })
             })
             .map_err(fail)
         })
