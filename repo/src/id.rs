@@ -165,6 +165,11 @@ impl SnapshotName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The second that it names. The backup began then or, if others had taken its names, up to minutes before.
+    pub fn moment(&self) -> jiff::Timestamp {
+        self.0.parse().unwrap_or(jiff::Timestamp::MIN)
+    }
 }
 
 impl FromStr for SnapshotName {

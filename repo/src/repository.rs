@@ -223,7 +223,7 @@ impl Repository {
         Ok(names)
     }
 
-    /// All snapshots, oldest first; one whose object is damaged is listed as such.
+    /// All snapshots in the order in which they began; one whose object is damaged is listed as such.
     ///
     /// # Errors
     /// The storage's.
@@ -237,6 +237,10 @@ impl Repository {
                 Err(e) => return Err(e),
             }
         }
+        out.sort_by_key(|listing| match listing {
+            Listing::Snapshot(doc) => (doc.started, doc.name.clone()),
+            Listing::Unreadable(name, _) => (name.moment(), name.clone()),
+        });
         Ok(out)
     }
 
@@ -248,18 +252,20 @@ impl Repository {
         if let Ok(name) = asked.parse() {
             return self.snapshot(&name).await;
         }
-        let mut names = self.candidates().await?;
         if asked == "latest" {
-            while let Some(name) = names.pop() {
-                if let Some(Committed::Snapshot(doc)) = self.committed(&name).await? {
-                    return Ok(*doc);
-                }
-            }
-            return Err(RepoError::NoSnapshots);
+            return self
+                .last_begun(|_| true, Err)
+                .await?
+                .ok_or(RepoError::NoSnapshots);
         }
         let mut found = Vec::new();
         if !asked.is_empty() {
-            for name in names.into_iter().filter(|n| n.as_str().starts_with(asked)) {
+            for name in self
+                .candidates()
+                .await?
+                .into_iter()
+                .filter(|n| n.as_str().starts_with(asked))
+            {
                 if let Some(Committed::Snapshot(doc)) = self.committed(&name).await? {
                     found.push(doc);
                 }
@@ -275,21 +281,46 @@ impl Repository {
         }
     }
 
-    /// The newest snapshot that `wanted` accepts.
+    /// The snapshot that began last of those that `wanted` accepts.
     ///
     /// # Errors
     /// The storage's; a damaged snapshot is passed over with a warning.
     pub async fn newest(&self, wanted: impl Fn(&SnapshotDoc) -> bool) -> Result<Option<SnapshotDoc>> {
-        let mut names = self.candidates().await?;
-        while let Some(name) = names.pop() {
+        let pass_over = |e| {
+            tracing::warn!("{e}");
+            Ok(())
+        };
+        self.last_begun(wanted, pass_over).await
+    }
+
+    /// Reads snapshots from the last name on until no other can have begun later: a name is the second in which its
+    /// backup began, or a later one if that was taken.
+    async fn last_begun(
+        &self,
+        wanted: impl Fn(&SnapshotDoc) -> bool,
+        on_damage: impl Fn(RepoError) -> Result<()>,
+    ) -> Result<Option<SnapshotDoc>> {
+        let mut best: Option<Box<SnapshotDoc>> = None;
+        for name in self.candidates().await?.into_iter().rev() {
+            let at_most = name.moment().as_second();
+            if best
+                .as_ref()
+                .is_some_and(|best| at_most < best.started.as_second())
+            {
+                break;
+            }
             match self.committed(&name).await {
-                Ok(Some(Committed::Snapshot(doc))) if wanted(&doc) => return Ok(Some(*doc)),
+                Ok(Some(Committed::Snapshot(doc))) if wanted(&doc) => {
+                    if best.as_ref().is_none_or(|best| doc.started > best.started) {
+                        best = Some(doc);
+                    }
+                }
                 Ok(_) => {}
-                Err(e @ RepoError::Damaged { .. }) => tracing::warn!("{e}"),
+                Err(e @ RepoError::Damaged { .. }) => on_damage(e)?,
                 Err(e) => return Err(e),
             }
         }
-        Ok(None)
+        Ok(best.map(|doc| *doc))
     }
 
     async fn unknown_name(&self, asked: &str) -> RepoError {

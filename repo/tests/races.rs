@@ -16,7 +16,7 @@ use pbmfs_repo::objects::{Committed, JsonObject, LeaseDoc, SnapshotDoc, Tombston
 use pbmfs_repo::pack::Trailer;
 use pbmfs_repo::relocation::Relocation;
 use pbmfs_repo::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
-use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+use pbmfs_repo::{Listing, RepoError, Repository, Session, SnapshotReader};
 
 fn small_files(seed: u64) -> Files {
     let mut dice = Dice(seed);
@@ -101,6 +101,42 @@ async fn writers_at_once_never_share_a_name() {
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+/// A writer whose second is taken steps ahead, so a later backup can have an earlier name. It is the latest all the
+/// same.
+#[tokio::test]
+async fn the_latest_is_the_one_that_began_last() {
+    let repo = new_repo(Arc::new(MemoryStorage::default())).await;
+    let commit = |asked: i64, began: i64| {
+        let repo = repo.clone();
+        async move {
+            let asked = jiff::Timestamp::from_second(asked).unwrap();
+            let session = Session::begin(&repo, "test", asked).await.unwrap();
+            let mut doc = empty_doc(&session);
+            doc.started = jiff::Timestamp::from_second(began).unwrap();
+            session.commit(&doc).await.unwrap();
+            doc.name
+        }
+    };
+    let long_ago = commit(500, 500).await;
+    let stepped = commit(1_030, 1_000).await;
+    let last = commit(1_010, 1_010).await;
+    let first = commit(1_005, 1_005).await;
+    assert!(last < stepped);
+    assert_eq!(repo.resolve("latest").await.unwrap().name, last);
+    assert_eq!(repo.newest(|_| true).await.unwrap().unwrap().name, last);
+    let not_last = repo.newest(|doc| doc.name != last).await.unwrap().unwrap();
+    assert_eq!(not_last.name, first);
+    let listed = repo.snapshots().await.unwrap();
+    let names: Vec<_> = listed
+        .into_iter()
+        .map(|listing| match listing {
+            Listing::Snapshot(doc) => doc.name,
+            Listing::Unreadable(name, why) => panic!("{name}: {why}"),
+        })
+        .collect();
+    assert_eq!(names, [long_ago, stepped, first, last]);
 }
 
 /// Even if two writers came to the same name, one commits and the other knows that it lost.
