@@ -5,6 +5,7 @@
 //! Whatever fails, the source is released, the lease removed, and no snapshot exists.
 
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
 
 use crate::error::SourceError;
 use crate::quiet_read::QuietFile;
-use crate::source::{NodeInfo, Pinned, Source, SourceFile};
+use crate::source::{FileKind, NodeInfo, Pinned, Source, SourceFile};
 
 /// How often the pin is looked at while files are read.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
@@ -160,7 +161,7 @@ impl Backup<'_> {
             pinned = source.open() => pinned?,
             () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
         };
-        self.check_apart(&pinned.root)?;
+        self.check_apart(&pinned)?;
         let name = match (&self.options.replset, &pinned.info.replset) {
             (Some(name), _) | (None, Some(name)) => name.clone(),
             (None, None) => STANDALONE.into(),
@@ -181,15 +182,24 @@ impl Backup<'_> {
         Ok(self.document(cluster, name, &pinned.info, stats))
     }
 
-    fn check_apart(&self, root: &Path) -> Result<(), BackupError> {
+    /// A repository below what is backed up would grow while it is read. Links are followed, so each directory is
+    /// looked at.
+    fn check_apart(&self, pinned: &Pinned) -> Result<(), BackupError> {
         let Some(repository) = &self.options.repository else {
             return Ok(());
         };
         let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        if resolved(repository).starts_with(resolved(root)) {
+        let inside = resolved(repository).starts_with(resolved(&pinned.root));
+        let id = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        let own = id(repository);
+        let mut directories = pinned
+            .files
+            .iter()
+            .filter(|file| file.kind == FileKind::Directory);
+        if inside || own.is_some() && directories.any(|dir| id(&pinned.root.join(&dir.path)) == own) {
             return Err(BackupError::RepositoryInside {
                 repository: repository.clone(),
-                root: root.to_owned(),
+                root: pinned.root.clone(),
             });
         }
         Ok(())

@@ -69,7 +69,7 @@ pub enum SourceError {
     },
     /// A symbolic link leads back to a directory above itself.
     #[error(
-        "{path} is a symbolic link to a directory above itself: remove it, it would be followed for ever"
+        "{path} is a symbolic link that leads back to itself or to a directory above it: remove it, it would be followed for ever"
     )]
     Loop {
         /// The link.

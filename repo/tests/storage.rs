@@ -249,6 +249,11 @@ async fn foreign_files_are_no_objects() {
     );
     assert_eq!(keys(&storage, "packs/").await, ["packs/ab/real"]);
     assert_eq!(keys(&storage, "").await, ["packs/ab/real"]);
+    // A directory in the place of an object.
+    let empty = key("packs/empty");
+    assert!(storage.get(&empty).await.unwrap_err().is_not_found());
+    assert!(storage.get_range(&empty, 0, 1).await.unwrap_err().is_not_found());
+    assert!(storage.head(&empty).await.unwrap_err().is_not_found());
 }
 
 #[tokio::test]

@@ -62,7 +62,11 @@ fn a_place_without_a_repository_is_left_alone() {
     ] {
         says(&PbmFs::on(repo).refuses(5, &["init"]), &[text(repo), words]);
     }
-    says(&PbmFs::on("s3://bucket/x").refuses(4, &["list"]), &["s3"]);
+    says(&PbmFs::on("s3://bucket/x").refuses(8, &["list"]), &["s3"]);
+    says(
+        &PbmFs::on("file://relative").refuses(2, &["list"]),
+        &["file:///path"],
+    );
     before.must_equal(&Tree::read(f.place.path()).unwrap());
 }
 
@@ -115,6 +119,21 @@ fn what_another_user_may_not_do() {
     // And a repository that may not even be read.
     fs::set_permissions(f.path("repo"), Permissions::from_mode(0o700)).unwrap();
     says(&guest.refuses(1, &["list"]), &["permission"]);
+}
+
+#[test]
+fn a_repository_is_not_part_of_its_own_backup() {
+    let f = Fixture::make();
+    let around = f.path("around");
+    fs::create_dir(&around).unwrap();
+    fs::write(around.join("data"), "data").unwrap();
+    std::os::unix::fs::symlink(f.path("repo"), around.join("link")).unwrap();
+    let before = f.pbmfs.objects();
+    for root in [f.place.path(), &around] {
+        let sentence = f.pbmfs.refuses(2, &["backup", "--dbpath", text(root)]);
+        says(&sentence, &[text(root), text(&f.path("repo"))]);
+    }
+    before.must_equal(&f.pbmfs.objects());
 }
 
 #[test]

@@ -86,11 +86,9 @@ impl CommandFailure {
                     reason: refusal.message.clone(),
                 },
             },
-            ErrorKind::InvalidArgument { message, .. } | ErrorKind::InvalidTlsConfig { message, .. } => {
-                Self::Uri {
-                    reason: message.clone(),
-                }
-            }
+            ErrorKind::InvalidArgument { .. } | ErrorKind::InvalidTlsConfig { .. } => Self::Uri {
+                reason: complaint(error),
+            },
             _ => Self::Unreachable {
                 reason: reason(error),
             },
@@ -127,8 +125,22 @@ fn reason(error: &Error) -> String {
             return plain.to_lowercase();
         }
     }
+    if text.contains("failed to lookup address information") {
+        return "its name is not known".to_owned();
+    }
     let last = text.rsplit("Error: ").next().unwrap_or(&text);
+    let last = last.split(", labels: ").next().unwrap_or(last);
     last.trim_end_matches([' ', ']', '}', ',']).to_owned()
+}
+
+/// What is wrong with an argument, without the driver's preface.
+fn complaint(error: &Error) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::InvalidArgument { message, .. } | ErrorKind::InvalidTlsConfig { message, .. } => {
+            message.clone()
+        }
+        other => other.to_string(),
+    }
 }
 
 /// How a lock ended.
@@ -176,7 +188,7 @@ pub(crate) async fn parse_uri(uri: &str) -> Result<ClientOptions, CommandFailure
     ClientOptions::parse(uri)
         .await
         .map_err(|error| CommandFailure::Uri {
-            reason: error.kind.to_string(),
+            reason: complaint(&error),
         })
 }
 
@@ -200,7 +212,7 @@ impl Server {
 
     fn with_options(mut options: ClientOptions, node: &str) -> Result<Self, CommandFailure> {
         let uri = |error: Error| CommandFailure::Uri {
-            reason: error.kind.to_string(),
+            reason: complaint(&error),
         };
         options.hosts = vec![ServerAddress::parse(node).map_err(uri)?];
         options.direct_connection = Some(true);

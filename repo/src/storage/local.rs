@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::direct_write::write_object;
 use super::{Listed, Page, PutOutcome, Storage, StorageError};
 use crate::key::ObjectKey;
 
@@ -54,9 +55,11 @@ impl LocalStorage {
 
     fn error(&self, op: &'static str, key: &str, e: &io::Error) -> StorageError {
         match (e.kind(), ObjectKey::parse(key)) {
-            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, Some(key)) => {
-                StorageError::NotFound(key)
-            }
+            // A directory in the place of an object is no object.
+            (
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory,
+                Some(key),
+            ) => StorageError::NotFound(key),
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(key)) => StorageError::NoSpace {
                 key,
                 place: self.address(),
@@ -69,7 +72,7 @@ impl LocalStorage {
             }
             _ => StorageError::Failed {
                 op,
-                key: key.into(),
+                key: format!("{}/{key}", self.root.display()),
                 reason: e.to_string(),
             },
         }
@@ -137,10 +140,10 @@ impl LocalStorage {
             }
             other => other,
         }?;
-        let mut temp = TempFile { path, file };
+        let temp = TempFile { path, file };
         // The lock tells a sweep that the writer lives; a file system without locks is no reason to fail.
         let _ = temp.file.try_lock();
-        temp.file.write_all(object)?;
+        write_object(&temp.file, object)?;
         temp.file.sync_all()?;
         Ok(temp)
     }
@@ -180,7 +183,7 @@ impl LocalStorage {
         match self.error("write", key.as_str(), e) {
             StorageError::NotFound(_) => StorageError::Failed {
                 op: "write",
-                key: key.as_str().into(),
+                key: self.path(key).display().to_string(),
                 reason: e.to_string(),
             },
             other => other,
@@ -195,7 +198,7 @@ impl LocalStorage {
             len,
         };
         let file = File::open(self.path(key)).map_err(fail)?;
-        let size = file.metadata().map_err(fail)?.len();
+        let size = size_of_object(&file.metadata().map_err(fail)?).map_err(fail)?;
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(out_of_range());
         }
@@ -355,6 +358,13 @@ fn unknown(key: &ObjectKey, e: &io::Error) -> StorageError {
     }
 }
 
+fn size_of_object(meta: &fs::Metadata) -> io::Result<u64> {
+    if meta.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok(meta.len())
+}
+
 #[async_trait]
 impl Storage for LocalStorage {
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, StorageError> {
@@ -416,7 +426,7 @@ impl Storage for LocalStorage {
         let k = key.clone();
         self.blocking("look at", key.as_str(), move |s| {
             fs::metadata(s.path(&k))
-                .map(|m| m.len())
+                .and_then(|meta| size_of_object(&meta))
                 .map_err(|e| s.error("look at", k.as_str(), &e))
         })
         .await

@@ -9,6 +9,7 @@ use crate::error::ErrorKind;
 use crate::key::ObjectKey;
 
 mod counting;
+mod direct_write;
 mod faults;
 mod local;
 mod memory;
@@ -74,9 +75,12 @@ pub enum StorageError {
         /// Why.
         reason: String,
     },
-    /// The address cannot be used at all.
+    /// The address is no address.
     #[error("{0}")]
     BadAddress(String),
+    /// The address names a kind of storage that this program does not have.
+    #[error("this pbm-fs has no storage \"{0}\"; give a path or file:///path as repository")]
+    UnknownScheme(String),
 }
 
 impl StorageError {
@@ -84,7 +88,8 @@ impl StorageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::OutOfRange { .. } => ErrorKind::Damaged,
-            Self::BadAddress(_) => ErrorKind::NotFound,
+            Self::BadAddress(_) => ErrorKind::Usage,
+            Self::UnknownScheme(_) => ErrorKind::Unsupported,
             _ => ErrorKind::Failed,
         }
     }
@@ -170,7 +175,7 @@ pub async fn list_all(storage: &dyn Storage, prefix: &str) -> Result<Vec<Listed>
 /// Opens a storage by address: a bare path or `file:///path`.
 ///
 /// # Errors
-/// `BadAddress` for a scheme that is not known.
+/// `BadAddress`; `UnknownScheme`.
 pub fn open(address: &str) -> Result<Arc<dyn Storage>, StorageError> {
     Ok(Arc::new(LocalStorage::new(local_path(address)?)))
 }
@@ -178,7 +183,7 @@ pub fn open(address: &str) -> Result<Arc<dyn Storage>, StorageError> {
 /// The directory that an address names.
 ///
 /// # Errors
-/// `BadAddress` if it names none.
+/// `BadAddress` if it names none; `UnknownScheme` if it names something else.
 pub fn local_path(address: &str) -> Result<std::path::PathBuf, StorageError> {
     if let Some(path) = address.strip_prefix("file://") {
         if path.starts_with('/') {
@@ -189,9 +194,7 @@ pub fn local_path(address: &str) -> Result<std::path::PathBuf, StorageError> {
         )));
     }
     match address.split_once("://") {
-        Some((scheme, _)) => Err(StorageError::BadAddress(format!(
-            "this pbm-fs has no storage \"{scheme}\"; give a path or file:///path as repository"
-        ))),
+        Some((scheme, _)) => Err(StorageError::UnknownScheme(scheme.into())),
         None if address.is_empty() => Err(StorageError::BadAddress(
             "the repository's address is empty".into(),
         )),
