@@ -6,6 +6,7 @@
 //! and a monitor that seldom asks (when it fails, the driver throws the pooled connections away).
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use mongodb::bson::oid::ObjectId;
@@ -16,6 +17,7 @@ use mongodb::options::{
 };
 use mongodb::{Client, Database};
 use serde::{Deserialize, Serialize};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::SourceError;
@@ -316,22 +318,46 @@ impl Server {
         let started = Instant::now();
         let mut refused_since: Option<Instant> = None;
         while started.elapsed() < PATIENCE {
-            match self.settle_once(nonce, process_id).await {
-                Ok(Some(settled)) => return settled,
-                Ok(None) => refused_since = None,
-                Err(CommandFailure::Unreachable { reason }) if reason.contains("refused") => {
-                    if refused_since.get_or_insert_with(Instant::now).elapsed() > REFUSED_MEANS_GONE {
-                        return Settled::Gone;
-                    }
+            // The driver takes seconds to see that nobody listens.
+            if self.is_refused().await {
+                if refused_since.get_or_insert_with(Instant::now).elapsed() > REFUSED_MEANS_GONE {
+                    return Settled::Gone;
                 }
-                Err(failure) => {
-                    tracing::debug!(node = self.node, ?failure, "unlocking failed, trying again");
-                    refused_since = None;
+            } else {
+                refused_since = None;
+                match self.settle_once(nonce, process_id).await {
+                    Ok(Some(settled)) => return settled,
+                    Ok(None) => {}
+                    Err(failure) => {
+                        tracing::debug!(node = self.node, ?failure, "unlocking failed, trying again")
+                    }
                 }
             }
             sleep(Duration::from_millis(100)).await;
         }
         Settled::Gone
+    }
+
+    /// Whether nobody listens at the node's address.
+    async fn is_refused(&self) -> bool {
+        let connected = async {
+            match ServerAddress::parse(&self.node) {
+                Ok(ServerAddress::Tcp { host, port }) => {
+                    let host = host.trim_matches(['[', ']']);
+                    let port = port.unwrap_or(27017);
+                    TcpStream::connect((host, port)).await.map(drop)
+                }
+                Ok(ServerAddress::Unix { path }) => UnixStream::connect(path).await.map(drop),
+                _ => Ok(()),
+            }
+        };
+        let error = timeout(ANSWER, connected).await.ok().and_then(Result::err);
+        error.is_some_and(|e| {
+            matches!(
+                e.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            )
+        })
     }
 
     async fn settle_once(

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -13,6 +12,7 @@ use mongodb::bson::{Document, doc};
 use mongodb::options::ClientOptions;
 use pbmfs_agent::source::Timestamp;
 use pbmfs_agent::{FsyncLockSource, GuardCommand, LockOptions};
+use pbmfs_tests::port::PortLease;
 use tempfile::TempDir;
 
 fn mongod_binary() -> &'static Path {
@@ -34,7 +34,7 @@ fn mongod_binary() -> &'static Path {
 
 pub struct Mongod {
     pub dir: TempDir,
-    pub port: u16,
+    port: PortLease,
     args: Vec<String>,
     child: Child,
     /// Removed with the server.
@@ -44,13 +44,9 @@ pub struct Mongod {
 impl Mongod {
     pub async fn start(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = PortLease::take().unwrap();
         let args = args.iter().map(|arg| arg.to_string()).collect();
-        let child = spawn(dir.path(), port, &args);
+        let child = spawn(dir.path(), port.port(), &args);
         let server = Self {
             dir,
             port,
@@ -64,7 +60,7 @@ impl Mongod {
 
     pub async fn start_again(&mut self) {
         self.kill();
-        self.child = spawn(self.dir.path(), self.port, &self.args);
+        self.child = spawn(self.dir.path(), self.port.port(), &self.args);
         self.until_it_answers().await;
     }
 
@@ -85,7 +81,7 @@ impl Mongod {
     }
 
     pub fn node(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.port.host()
     }
 
     pub fn uri(&self) -> String {
