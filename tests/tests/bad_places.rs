@@ -121,6 +121,20 @@ fn what_another_user_may_not_do() {
     says(&guest.refuses(1, &["list"]), &["permission"]);
 }
 
+/// The bound of memory holds also where packs are large.
+#[test]
+fn large_packs_ask_for_memory() {
+    let f = Fixture::make();
+    let large = PbmFs::on(f.path("large"));
+    large.ok(&["init", "--pack-size", "64MiB"]);
+    let before = large.objects();
+    let args = ["backup", "--dbpath", text(&f.source), "--memory"];
+    let sentence = large.refuses(2, &[&args[..], &["200MiB"]].concat());
+    says(&sentence, &["64MiB", "220MiB", "--memory"]);
+    before.must_equal(&large.objects());
+    large.ok(&[&args[..], &["220MiB"]].concat());
+}
+
 #[test]
 fn a_repository_is_not_part_of_its_own_backup() {
     let f = Fixture::make();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pbmfs_agent::backup::{BackupOptions, BackupProgress, Phase, backup};
 use pbmfs_agent::{DirectorySource, FsyncLockSource, LockOptions, Source};
-use pbmfs_repo::ingest::Progress;
+use pbmfs_repo::ingest::{IngestOptions, Progress};
 use pbmfs_repo::objects::SnapshotDoc;
 
 use crate::args::{Backup, Global, OutputFormat};
@@ -50,12 +50,22 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
     };
     let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
+    // An eighth of the memory is the repository's cache.
+    let memory = open::memory(global)? / 8 * 7;
+    let pack_size = opened.repo.config().parameters.pack_size;
+    let least = IngestOptions::least_memory(pack_size);
+    if memory < least {
+        return Err(Failure::usage(format!(
+            "--memory must be at least {}MiB for this repository, whose packs are of {}MiB",
+            (least / 7 * 8).div_ceil(1 << 20),
+            pack_size >> 20
+        )));
+    }
     open::sweep(global);
     let options = BackupOptions {
         replset: args.replset,
         cluster: args.cluster,
-        // An eighth of the memory is the repository's cache.
-        memory: open::memory(global)? / 8 * 7,
+        memory,
         threads: global.threads.map(usize::from),
         repository: open::directory(global),
         tool: concat!("pbm-fs ", env!("CARGO_PKG_VERSION")).into(),

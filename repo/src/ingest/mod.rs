@@ -64,7 +64,7 @@ impl Progress for NoProgress {
 /// How a pipeline works.
 #[derive(Debug, Clone, Copy)]
 pub struct IngestOptions {
-    /// Bytes for all buffers: at least [`MIN_MEMORY`]. The index of known blocks is not among them.
+    /// Bytes for all buffers: at least [`Self::least_memory`]. The index of known blocks is not among them.
     pub memory: u64,
     /// Threads that hash and compress.
     pub threads: usize,
@@ -76,13 +76,16 @@ pub struct IngestOptions {
     pub map: MapParams,
 }
 
-/// Least memory of a pipeline: two packs of 16 MiB and some segments.
-pub const MIN_MEMORY: u64 = 48 << 20;
-
 /// Largest size of a data pack.
 pub const MAX_PACK_SIZE: u64 = 64 << 20;
 
 impl IngestOptions {
+    /// The least [`IngestOptions::memory`] with which packs of this size can be written: one is filled while another is
+    /// put, and half as much is for what is read and compressed.
+    pub fn least_memory(pack_size: u64) -> u64 {
+        3 * pack_size
+    }
+
     /// What a repository's parameters ask for, on every core.
     pub fn for_repository(config: &crate::objects::RepoConfig, memory: u64) -> Self {
         Self {
