@@ -16,7 +16,7 @@ use pbmfs_repo::id::{BlockId, LeaseId, PackId, Slot};
 use pbmfs_repo::ingest::Cancel;
 use pbmfs_repo::key::{ObjectKey, prefix};
 use pbmfs_repo::objects::{JsonObject, SnapshotDoc, TombstoneDoc};
-use pbmfs_repo::pack::{BLOCK_HEADER_LEN, Owner, PackBuilder, PackKind, put_pack};
+use pbmfs_repo::pack::{BLOCK_HEADER_LEN, Codec, Owner, PackBuilder, PackKind, put_pack};
 use pbmfs_repo::storage::{
     Fault, FaultyStorage, LocalStorage, MemoryStorage, Page, PutOutcome, Storage, StorageError, list_all,
 };
@@ -147,6 +147,25 @@ fn positions(len: usize, dice: &mut Dice) -> Vec<usize> {
     out
 }
 
+/// Whether the byte at `at` lies in a zstd frame that still decompresses to the same bytes: a few bits of a frame, such as
+/// the padding of its tables, mean nothing.
+fn means_nothing(key: &ObjectKey, object: &Bytes, spoilt: &[u8], at: usize) -> bool {
+    if !key.as_str().starts_with(prefix::PACKS) {
+        return false;
+    }
+    let trailer = trailer_of(object);
+    let frame = (0..trailer.len()).find_map(|slot| {
+        let info = trailer.slot(Slot(slot))?;
+        let begin = trailer.offset(Slot(slot))? as usize + BLOCK_HEADER_LEN;
+        let frame = begin..begin + info.stored_len as usize;
+        (info.codec == Codec::Zstd && frame.contains(&at)).then_some((frame, info.plain_len as usize))
+    });
+    frame.is_some_and(|(frame, len)| {
+        let plain = |bytes: &[u8]| zstd::bulk::decompress(&bytes[frame.clone()], len);
+        plain(spoilt).is_ok_and(|spoilt| spoilt == plain(object).unwrap())
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_flipped_bit_and_every_cut_is_found() {
     let memory = golden().await;
@@ -158,7 +177,9 @@ async fn every_flipped_bit_and_every_cut_is_found() {
         for at in positions(object.len(), &mut dice) {
             let mut bytes = object.to_vec();
             bytes[at] ^= 1 << dice.below(8);
-            spoilt.push((format!("flipped at {at}"), bytes));
+            if !means_nothing(&key, &object, &bytes, at) {
+                spoilt.push((format!("flipped at {at}"), bytes));
+            }
         }
         for len in [0, 1, 50, object.len() / 2, object.len() - 1] {
             spoilt.push((format!("cut at {len}"), object[..len].to_vec()));
@@ -193,11 +214,13 @@ async fn structure_is_checked_without_reading_data() {
         for at in positions(object.len(), &mut dice) {
             let mut bytes = object.to_vec();
             bytes[at] ^= 16;
+            let nothing = means_nothing(&key, &object, &bytes, at);
             memory.tamper(&key, Some(bytes.into()));
             let in_blocks = (trailer.first_block as usize..trailer.end() as usize).contains(&at);
             let report = run(&repo, false).await;
             assert_eq!(names(&report, key.as_str()), !in_blocks, "{key} flipped at {at}");
-            assert!(names(&run(&repo, true).await, key.as_str()));
+            let found = names(&run(&repo, true).await, key.as_str());
+            assert!(found || nothing, "{key} flipped at {at}");
         }
         memory.tamper(&key, Some(object));
     }
