@@ -53,7 +53,7 @@ pub enum Phase {
     Pinning,
     /// Files are read.
     Reading {
-        /// How many files and directories.
+        /// How many files; directories are not among them.
         files: u64,
         /// How many bytes.
         bytes: u64,
@@ -90,9 +90,12 @@ pub enum BackupError {
     },
     /// A replica set's name cannot be a directory in a mount.
     #[error(
-        "\"{0}\" cannot be the name of a replica set: a name has no slash and is neither empty nor \".\" or \"..\""
+        "{0:?} cannot be the name of a replica set: a name has no slash or control character and is neither empty nor \".\" or \"..\""
     )]
     BadReplsetName(String),
+    /// A cluster's name could not be read in a list.
+    #[error("{0:?} cannot be the name of a cluster: a name is not empty and has no control character")]
+    BadClusterName(String),
 }
 
 /// Takes a backup of everything that `source` pins.
@@ -108,6 +111,11 @@ pub async fn backup(
 ) -> Result<SnapshotDoc, BackupError> {
     if let Some(name) = &options.replset {
         check_replset_name(name)?;
+    }
+    if let Some(name) = &options.cluster
+        && (name.is_empty() || name.contains(char::is_control))
+    {
+        return Err(BackupError::BadClusterName(name.clone()));
     }
     let started = jiff::Timestamp::now();
     let session = Session::begin(repo, "backup", started).await?;
@@ -137,7 +145,8 @@ pub async fn backup(
 }
 
 fn check_replset_name(name: &str) -> Result<(), BackupError> {
-    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+    let bad = |c: char| c == '/' || c.is_control();
+    if name.is_empty() || name.contains(bad) || name == "." || name == ".." {
         return Err(BackupError::BadReplsetName(name.into()));
     }
     Ok(())
@@ -190,14 +199,22 @@ impl Backup<'_> {
             return Ok(());
         };
         let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let inside = resolved(repository).starts_with(resolved(&pinned.root));
+        let own = resolved(repository);
         let id = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-        let own = id(repository);
-        let mut directories = pinned
+        let own_id = id(repository);
+        // Also a link to a part of it, and the same directory mounted once more.
+        let touches = |directory: &Path| {
+            resolved(directory).starts_with(&own) || own_id.is_some() && id(directory) == own_id
+        };
+        let directories = pinned
             .files
             .iter()
             .filter(|file| file.kind == FileKind::Directory);
-        if inside || own.is_some() && directories.any(|dir| id(&pinned.root.join(&dir.path)) == own) {
+        if own.starts_with(resolved(&pinned.root))
+            || directories
+                .map(|dir| pinned.root.join(&dir.path))
+                .any(|dir| touches(&dir))
+        {
             return Err(BackupError::RepositoryInside {
                 repository: repository.clone(),
                 root: pinned.root.clone(),
@@ -263,7 +280,7 @@ impl Backup<'_> {
     ) -> Result<Ingest, BackupError> {
         let files: Vec<FileMeta> = pinned.files.iter().map(file_meta).collect();
         self.progress.phase(Phase::Reading {
-            files: files.len() as u64,
+            files: files.iter().filter(|f| f.kind == FileKind::Regular).count() as u64,
             bytes: files.iter().map(|f| f.size).sum(),
             from: pinned
                 .info

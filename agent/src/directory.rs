@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::SourceError;
-use crate::source::{NodeInfo, Pinned, Source, SourceKind};
+use crate::source::{FileKind, NodeInfo, Pinned, Source, SourceKind};
 use crate::walk::{self, Fingerprint};
 
 /// The directory source. The journal is kept: a crashed server's journal holds writes that no table has.
@@ -43,6 +43,12 @@ impl Source for DirectorySource {
                 Fingerprint::at(&path)?.ok_or_else(|| SourceError::Missing { path: path.clone() })?;
             let listing = walk::list(&path, JournalPolicy::Keep)?;
 
+            if !listing.files.iter().any(|file| file.kind == FileKind::Regular) {
+                tracing::warn!(
+                    "{} holds no file: is what should be mounted there mounted?",
+                    path.display()
+                );
+            }
             let mut seen = vec![(path.clone(), root_seen)];
             seen.extend(
                 listing

@@ -164,7 +164,7 @@ pub enum SourceError {
     },
     /// The files at the path belong to some other server.
     #[error(
-        "{dbpath} is not the dbPath of {node} ({reason}): run pbm-fs on the machine where that server runs"
+        "{dbpath} is not the dbPath of {node} ({reason}): run pbm-fs on the machine where that server runs, or say with --local-dbpath where its files are seen from here"
     )]
     NotThisServer {
         /// host:port

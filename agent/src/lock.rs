@@ -257,7 +257,7 @@ impl Witness {
         } else {
             Err(SourceError::Lost {
                 node: node.into(),
-                reason: "somebody else unlocked it".into(),
+                reason: protocol::UNLOCKED.into(),
             })
         }
     }

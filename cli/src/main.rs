@@ -62,8 +62,10 @@ fn usage(e: &clap::Error) -> ExitCode {
     let help = matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion);
     if json && !help {
         let text = e.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        Failure::usage(first.strip_prefix("error: ").unwrap_or(first)).print(OutputFormat::Json);
+        // What comes behind an empty line are hints.
+        let lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
+        let sentence = lines.collect::<Vec<_>>().join(" ");
+        Failure::usage(sentence.strip_prefix("error: ").unwrap_or(&sentence)).print(OutputFormat::Json);
     } else {
         // A closed stdout or stderr is no reason to fail differently.
         let _ = e.print();

@@ -280,6 +280,8 @@ async fn take_lease(
             Ok(PutOutcome::Created) => {}
             // Another writer's: a lease is used once.
             Ok(PutOutcome::Exists) => continue,
+            // Then nothing is there, and nothing can be removed either.
+            Err(e @ (StorageError::Permission { .. } | StorageError::NoSpace { .. })) => return Err(e.into()),
             Err(e) => {
                 // It may be there all the same, or land later: then gc removes it.
                 remove_lease(storage, &lease).await;

@@ -253,7 +253,12 @@ async fn foreign_files_are_no_objects() {
     let empty = key("packs/empty");
     assert!(storage.get(&empty).await.unwrap_err().is_not_found());
     assert!(storage.get_range(&empty, 0, 1).await.unwrap_err().is_not_found());
-    assert!(storage.head(&empty).await.unwrap_err().is_not_found());
+    // Nothing can be put there, and whoever is about to is told.
+    let head = storage.head(&empty).await.unwrap_err();
+    assert!(
+        head.to_string().contains("a directory stands in its place"),
+        "{head}"
+    );
 }
 
 #[tokio::test]

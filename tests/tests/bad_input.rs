@@ -168,6 +168,10 @@ fn command_lines_that_make_no_sense() {
         &["backup", "--uri", "http://127.0.0.1/"],
         &["connection string"],
     );
+    f.refuses(2, &["backup", "--dbpath", source, "--cluster", ""], &["cluster"]);
+    f.refuses(2, &["backup", "--dbpath", source, "--replset", "a\nb"], &["\\n"]);
+    let message = f.pbmfs.run(&["-o", "json", "restore", "latest"]).json_error(2);
+    says(&message, &["--target"]);
     let before = f.pbmfs.objects();
     f.refuses(2, &["backup"], &["--uri", "--dbpath"]);
     let wrong: [&[&str]; 9] = [

@@ -143,7 +143,11 @@ fn a_repository_is_not_part_of_its_own_backup() {
     fs::write(around.join("data"), "data").unwrap();
     std::os::unix::fs::symlink(f.path("repo"), around.join("link")).unwrap();
     let before = f.pbmfs.objects();
-    for root in [f.place.path(), &around] {
+    // A part of it is as bad.
+    let part = f.path("part");
+    fs::create_dir(&part).unwrap();
+    std::os::unix::fs::symlink(f.path("repo").join("packs"), part.join("link")).unwrap();
+    for root in [f.place.path(), &around, &part] {
         let sentence = f.pbmfs.refuses(2, &["backup", "--dbpath", text(root)]);
         says(&sentence, &[text(root), text(&f.path("repo"))]);
     }

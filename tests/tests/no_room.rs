@@ -174,6 +174,7 @@ async fn a_server_that_dies_under_the_lock() {
         } else {
             let sentence = ran.sentence(1);
             assert!(sentence.contains(&set.members()[0].host()), "{sentence}");
+            assert!(!sentence.contains("somebody else unlocked"), "{sentence}");
             assert_eq!(pbmfs.names(), before);
         }
         assert!(pbmfs.leases().is_empty());

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::protocol::{Order, Report};
+use super::protocol::{Order, Report, UNLOCKED, WENT_AWAY};
 use super::server::{CommandFailure, Server, Settled, parse_uri};
 
 /// The first argument that makes the program a guard; hidden from its help.
@@ -178,7 +178,10 @@ impl Connections {
     async fn ask(&self) -> Option<String> {
         match self.watch.is_locked().await {
             Ok(true) => None,
-            Ok(false) => Some("somebody else unlocked it".into()),
+            Ok(false) => match self.watch.hello().await {
+                Ok(hello) if hello.process_id() == self.process_id => Some(UNLOCKED.into()),
+                _ => Some(WENT_AWAY.into()),
+            },
             Err(CommandFailure::Unreachable { reason }) => Some(format!("the server went away: {reason}")),
             Err(failure) => Some(format!("the server refused to tell: {failure}")),
         }
@@ -201,7 +204,8 @@ impl Connections {
 fn settled(settled: Settled) -> Report {
     match settled {
         Settled::Unlocked { remaining } => Report::Unlocked { remaining },
-        Settled::NotLocked | Settled::Gone => Report::NothingToUnlock,
+        Settled::NotLocked => Report::NothingToUnlock,
+        Settled::Gone => Report::Gone,
     }
 }
 

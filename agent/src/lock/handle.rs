@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::guard::GUARD_ARGUMENT;
-use super::protocol::{Order, Report};
+use super::protocol::{Order, Report, UNLOCKED, WENT_AWAY};
 use super::server::{CommandFailure, Server, Settled};
 use crate::error::SourceError;
 use crate::source::Timestamp;
@@ -170,7 +170,7 @@ impl GuardHandle {
         match (&status.lost, status.unlocked) {
             (Some(reason), _) => Err(lost(reason.clone())),
             (None, Some(true)) => Ok(()),
-            (None, _) => Err(lost("somebody else unlocked it".into())),
+            (None, _) => Err(lost(UNLOCKED.into())),
         }
     }
 
@@ -266,6 +266,10 @@ impl Listener {
             Report::Lost { reason } => status.lost = Some(reason),
             Report::Unlocked { .. } => status.unlocked = Some(true),
             Report::NothingToUnlock => status.unlocked = Some(false),
+            Report::Gone => {
+                status.lost.get_or_insert_with(|| WENT_AWAY.into());
+                status.unlocked = Some(false);
+            }
             Report::Failed { failure } => status.failed = Some(failure),
         });
     }

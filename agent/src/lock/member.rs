@@ -268,6 +268,9 @@ fn told_dbpath(command_line: &Document, node: &str, pid: i64) -> Result<PathBuf,
     if told.is_absolute() {
         return Ok(told);
     }
+    if let Some(open) = open_dbpath(&told, pid) {
+        return Ok(open);
+    }
     match fs::read_link(format!("/proc/{pid}/cwd")) {
         Ok(cwd) => Ok(cwd.join(told)),
         Err(error) => Err(SourceError::NotThisServer {
@@ -276,6 +279,17 @@ fn told_dbpath(command_line: &Document, node: &str, pid: i64) -> Result<PathBuf,
             reason: format!("it is relative, and the directory of process {pid} cannot be read: {error}"),
         }),
     }
+}
+
+/// The directory of the `mongod.lock` that the process holds open: `--fork` moves it away from where it was started.
+fn open_dbpath(told: &Path, pid: i64) -> Option<PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let mut targets = entries
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok());
+    let lock = targets.find(|target| target.ends_with("mongod.lock"))?;
+    let dbpath = lock.parent()?;
+    (dbpath.file_name() == told.file_name()).then(|| dbpath.to_owned())
 }
 
 /// A running mongod keeps its process id in `mongod.lock`. Many machines have a mongod on the same path, so the path

@@ -23,6 +23,11 @@ pub(crate) enum Order {
     Unlock,
 }
 
+/// Why a lock is off although nobody here ended it: a server that is told to stop ends it, too.
+pub(crate) const UNLOCKED: &str = "it was unlocked: by somebody else, or because the server is stopping";
+/// Why a lock is off with its server.
+pub(crate) const WENT_AWAY: &str = "the server stopped or crashed";
+
 /// From the guard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "report")]
@@ -43,6 +48,8 @@ pub(crate) enum Report {
     Unlocked { remaining: i64 },
     /// There is nothing left to unlock, and we did not do it.
     NothingToUnlock,
+    /// The process that was locked is gone, and its lock with it.
+    Gone,
     /// Nothing was locked, because this failed.
     Failed { failure: CommandFailure },
 }

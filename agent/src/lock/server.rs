@@ -132,6 +132,7 @@ fn reason(error: &Error) -> String {
     }
     let last = text.rsplit("Error: ").next().unwrap_or(&text);
     let last = last.split(", labels: ").next().unwrap_or(last);
+    let last = last.strip_prefix("Kind: ").unwrap_or(last);
     last.trim_end_matches([' ', ']', '}', ',']).to_owned()
 }
 

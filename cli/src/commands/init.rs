@@ -20,6 +20,12 @@ struct Made<'a> {
 }
 
 pub async fn run(global: &Global, args: &Init) -> Result<Outcome, Failure> {
+    if let Some(path) = open::directory(global)
+        && path.exists()
+        && !path.is_dir()
+    {
+        return Err(Failure::usage(format!("{} is not a directory", path.display())));
+    }
     let storage: Arc<dyn Storage> = open::storage(global)?;
     let parameters = Parameters {
         pack_size: args.pack_size,

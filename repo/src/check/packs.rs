@@ -67,7 +67,12 @@ pub(super) async fn read(
     let total: u64 = listed.values().sum();
     progress.packs(listed.len() as u64, total);
     (report.packs, report.pack_bytes) = (listed.len() as u64, total);
-    let threads = options.threads.max(1);
+    // A look at a pack with all its blocks needs some 8 MiB.
+    let fit = usize::try_from(options.memory >> 23).unwrap_or(usize::MAX);
+    let threads = match options.read_data {
+        true => options.threads.min(fit).max(1),
+        false => options.threads.max(1),
+    };
     // Half of the memory is the caches'. The allocator keeps several times the stored and plain bytes of a chunk for
     // each thread (measured: 115 MiB with chunks of 4 MiB and two threads).
     let chunk = (options.memory / 32 / threads as u64).clamp(1 << 20, 4 << 20);

@@ -151,7 +151,7 @@ impl Packer {
             Some(entry) if self.inherit_maps => (entry.root, entry.meta.size),
             _ => (MapRoot::Empty, 0),
         };
-        self.stats.files += 1;
+        self.stats.files += u64::from(meta.kind == FileKind::Regular);
         self.stats.bytes_total += meta.size;
         self.file = Some(OpenFile {
             meta,

@@ -55,7 +55,7 @@ impl LocalStorage {
 
     fn error(&self, op: &'static str, key: &str, e: &io::Error) -> StorageError {
         match (e.kind(), ObjectKey::parse(key)) {
-            // A directory in the place of an object is no object.
+            // A directory in the place of an object is no object to read.
             (
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory,
                 Some(key),
@@ -64,10 +64,14 @@ impl LocalStorage {
                 key,
                 place: self.address(),
             },
-            (io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem, _) => {
+            (kind @ (io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem), _) => {
+                let why = match kind {
+                    io::ErrorKind::ReadOnlyFilesystem => ", because its file system is mounted read-only",
+                    _ => "",
+                };
                 StorageError::Permission {
                     op,
-                    key: format!("{}/{key}", self.root.display()),
+                    key: format!("{}/{key}{why}", self.root.display()),
                 }
             }
             _ => StorageError::Failed {
@@ -198,7 +202,11 @@ impl LocalStorage {
             len,
         };
         let file = File::open(self.path(key)).map_err(fail)?;
-        let size = size_of_object(&file.metadata().map_err(fail)?).map_err(fail)?;
+        let meta = file.metadata().map_err(fail)?;
+        if meta.is_dir() {
+            return Err(fail(io::ErrorKind::IsADirectory.into()));
+        }
+        let size = meta.len();
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(out_of_range());
         }
@@ -358,13 +366,6 @@ fn unknown(key: &ObjectKey, e: &io::Error) -> StorageError {
     }
 }
 
-fn size_of_object(meta: &fs::Metadata) -> io::Result<u64> {
-    if meta.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    Ok(meta.len())
-}
-
 #[async_trait]
 impl Storage for LocalStorage {
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, StorageError> {
@@ -425,9 +426,16 @@ impl Storage for LocalStorage {
     async fn head(&self, key: &ObjectKey) -> Result<u64, StorageError> {
         let k = key.clone();
         self.blocking("look at", key.as_str(), move |s| {
-            fs::metadata(s.path(&k))
-                .and_then(|meta| size_of_object(&meta))
-                .map_err(|e| s.error("look at", k.as_str(), &e))
+            match fs::metadata(s.path(&k)) {
+                // Nothing can be put there, so "not found" would be a lie to a writer.
+                Ok(meta) if meta.is_dir() => Err(StorageError::Failed {
+                    op: "look at",
+                    key: s.path(&k).display().to_string(),
+                    reason: "a directory stands in its place".into(),
+                }),
+                Ok(meta) => Ok(meta.len()),
+                Err(e) => Err(s.error("look at", k.as_str(), &e)),
+            }
         })
         .await
     }

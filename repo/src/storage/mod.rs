@@ -185,7 +185,8 @@ pub fn open(address: &str) -> Result<Arc<dyn Storage>, StorageError> {
 /// # Errors
 /// `BadAddress` if it names none; `UnknownScheme` if it names something else.
 pub fn local_path(address: &str) -> Result<std::path::PathBuf, StorageError> {
-    if let Some(path) = address.strip_prefix("file://") {
+    let scheme = address.split_once("://");
+    if let Some((_, path)) = scheme.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("file")) {
         if path.starts_with('/') {
             return Ok(path.into());
         }
@@ -193,7 +194,7 @@ pub fn local_path(address: &str) -> Result<std::path::PathBuf, StorageError> {
             "\"{address}\" has no absolute path; write file:///path"
         )));
     }
-    match address.split_once("://") {
+    match scheme {
         Some((scheme, _)) => Err(StorageError::UnknownScheme(scheme.into())),
         None if address.is_empty() => Err(StorageError::BadAddress(
             "the repository's address is empty".into(),

@@ -90,6 +90,19 @@ fn a_relative_dbpath_is_resolved_where_the_server_was_started() {
     ));
 }
 
+/// `--fork` moves a server away from where it was started; the lock file that it holds tells where its dbPath is.
+#[test]
+fn a_relative_dbpath_is_found_by_the_lock_that_is_held() {
+    let place = tempfile::tempdir().unwrap();
+    let dbpath = place.path().canonicalize().unwrap().join("moved-db");
+    fs::create_dir(&dbpath).unwrap();
+    let _held = fs::File::create(dbpath.join("mongod.lock")).unwrap();
+    let own = i64::from(std::process::id());
+    assert_eq!(open_dbpath(Path::new("some/moved-db"), own), Some(dbpath));
+    assert_eq!(open_dbpath(Path::new("another-db"), own), None);
+    assert_eq!(open_dbpath(Path::new("moved-db"), -1), None);
+}
+
 #[test]
 fn a_set_of_another_name_is_refused() {
     assert!(refuse_other_set("n:1", None, Some("rs0")).is_ok());
