@@ -170,7 +170,14 @@ impl FsyncLockSource {
                 if let Err(trouble) = guard.unlock().await {
                     tracing::debug!(node, %trouble, "while unlocking after a failure");
                 }
-                Err(error)
+                Err(match error {
+                    // No reason to look for another member: this one answered until it was locked.
+                    SourceError::Unreachable { node, reason } => SourceError::Lost {
+                        node,
+                        reason: format!("the server went away: {reason}"),
+                    },
+                    other => other,
+                })
             }
         }
     }
