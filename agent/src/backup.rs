@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pbmfs_dbpath::TableCutter;
 use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
 use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ingest};
@@ -380,15 +379,6 @@ fn file_meta(file: &SourceFile) -> FileMeta {
     }
 }
 
-/// Tables are cut along their own blocks.
-struct AlongBlocks(TableCutter);
-
-impl Cutter for AlongBlocks {
-    fn cut(&mut self, offset: u64, window: &[u8], last: bool) -> Vec<u32> {
-        self.0.cut(offset, window, last)
-    }
-}
-
 /// The pinned files.
 struct Directory {
     root: PathBuf,
@@ -400,12 +390,8 @@ impl Input for Directory {
         Ok(Box::new(QuietFile::open(&self.root.join(&file.path))?))
     }
 
-    fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter> {
-        if pbmfs_dbpath::is_wiredtiger_table(&file.path) {
-            Box::new(AlongBlocks(TableCutter::default()))
-        } else {
-            Box::new(FixedCutter)
-        }
+    fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {
+        Box::new(FixedCutter)
     }
 
     fn check(&self) -> Result<(), String> {
