@@ -176,6 +176,11 @@ impl FsyncLockSource {
                         node,
                         reason: format!("the server went away: {reason}"),
                     },
+                    // Under the lock nothing changes.
+                    SourceError::Changed { .. } => SourceError::Lost {
+                        node: node.into(),
+                        reason: protocol::UNLOCKED.into(),
+                    },
                     other => other,
                 })
             }
