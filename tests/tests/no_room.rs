@@ -173,7 +173,9 @@ async fn a_server_that_dies_under_the_lock() {
             assert_eq!(pbmfs.names().len(), before.len() + 1);
         } else {
             let sentence = ran.sentence(1);
-            assert!(sentence.contains(&set.members()[0].host()), "{sentence}");
+            // A file that the stopping server takes away may be met before anybody hears of the server.
+            let named = sentence.contains(&set.members()[0].host());
+            assert!(named || signal == Signal::TERM, "{sentence}");
             assert!(!sentence.contains("somebody else unlocked"), "{sentence}");
             assert_eq!(pbmfs.names(), before);
         }
