@@ -4,7 +4,7 @@
 //! then the source is opened, read and released; only a pin that held the whole time is followed by the commit.
 //! Whatever fails, the source is released, the lease removed, and no snapshot exists.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
-use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ingest};
+use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ReadAt, ingest};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
 use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
 
@@ -386,7 +386,7 @@ struct Directory {
 }
 
 impl Input for Directory {
-    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn ReadAt>> {
         Ok(Box::new(QuietFile::open(&self.root.join(&file.path))?))
     }
 

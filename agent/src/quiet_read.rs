@@ -5,9 +5,10 @@
 //! the cache stay, those that the read brought in go), `O_DIRECT` (nothing enters the cache), plain reads.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut};
 use std::path::Path;
 
+use pbmfs_repo::ingest::ReadAt;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -20,10 +21,9 @@ const ALIGN: usize = 4096;
 /// Bytes of one read under `O_DIRECT`.
 const DIRECT_LEN: usize = 1 << 20;
 
-/// A file that is read from its first byte on.
+/// A file that is read from front to back.
 pub struct QuietFile {
     file: File,
-    offset: u64,
     how: How,
 }
 
@@ -52,43 +52,55 @@ impl QuietFile {
                 Ok(fd) => {
                     return Ok(Self {
                         file: fd.into(),
-                        offset: 0,
                         how: How::Direct(DirectBuffer::new()),
                     });
                 }
                 Err(_) => How::Plain,
             },
         };
-        Ok(Self { file, offset: 0, how })
+        Ok(Self { file, how })
     }
-}
 
-impl Read for QuietFile {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = match &mut self.how {
+    fn read_at(&mut self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        match &mut self.how {
             How::DontCache => {
-                match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(out)], self.offset, DONTCACHE) {
+                match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(out)], offset, DONTCACHE) {
                     Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
                         self.how = How::Plain;
-                        return self.read(out);
+                        self.read_at(offset, out)
                     }
-                    other => other?,
+                    other => Ok(other?),
                 }
             }
-            How::Direct(buffer) => match buffer.read(&self.file, self.offset, out) {
+            How::Direct(buffer) => match buffer.read(&self.file, offset, out) {
                 // A file system that takes the flag at open and refuses it at the first read.
                 Err(Errno::INVAL) => {
                     let flags = rustix::fs::fcntl_getfl(&self.file)?;
                     rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
                     self.how = How::Plain;
-                    return self.read(out);
+                    self.read_at(offset, out)
                 }
-                other => other?,
+                other => Ok(other?),
             },
-            How::Plain => rustix::io::pread(&self.file, &mut *out, self.offset)?,
-        };
-        self.offset += n as u64;
-        Ok(n)
+            How::Plain => Ok(rustix::io::pread(&self.file, &mut *out, offset)?),
+        }
+    }
+}
+
+impl ReadAt for QuietFile {
+    fn read_exact_at(&mut self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
+        while !out.is_empty() {
+            match self.read_at(offset, out) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    offset += n as u64;
+                    out = &mut out[n..];
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -143,18 +155,15 @@ mod tests {
             let fd = rustix::fs::open(&path, flags, Mode::empty()).expect("a file system with O_DIRECT");
             let mut file = QuietFile {
                 file: fd.into(),
-                offset: 0,
                 how: How::Direct(DirectBuffer::new()),
             };
-            let (mut read, mut part) = (Vec::new(), vec![0; 300_001]);
-            loop {
-                let n = file.read(&mut part).unwrap();
-                if n == 0 {
-                    break;
-                }
-                read.extend_from_slice(&part[..n]);
+            let mut read = vec![0; len];
+            for (part, at) in read.chunks_mut(300_001).zip((0..).step_by(300_001)) {
+                file.read_exact_at(at, part).unwrap();
             }
             assert!(read == bytes, "{len}");
+            let behind = file.read_exact_at(len as u64, &mut [0]).unwrap_err();
+            assert_eq!(behind.kind(), io::ErrorKind::UnexpectedEof);
         }
     }
 }

@@ -37,7 +37,7 @@ async fn back_up(repo: &Repository, i: usize, parent: Option<&SnapshotDoc>) -> S
             None => None,
         };
         let files = files(i, number);
-        let done = ingest_files(&session, &files, files.metas(), parent)
+        let done = ingest_files(&session, &files, files.metas(), parent, None)
             .await
             .unwrap();
         stats = done.stats;

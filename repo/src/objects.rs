@@ -88,6 +88,9 @@ pub struct SnapshotStats {
     pub bytes_total: u64,
     /// Bytes read from the source.
     pub bytes_read: u64,
+    /// Bytes taken over from the parent snapshot without reading them.
+    #[serde(default)]
+    pub bytes_referenced: u64,
     /// Blocks cut from what was read.
     pub blocks_read: u64,
     /// Blocks that the repository did not have.

@@ -11,9 +11,9 @@ use common::*;
 use pbmfs_repo::id::PackId;
 use pbmfs_repo::key::ObjectKey;
 use pbmfs_repo::objects::SnapshotDoc;
-use pbmfs_repo::pack::{Owner, PackKind};
+use pbmfs_repo::pack::PackKind;
 use pbmfs_repo::storage::MemoryStorage;
-use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+use pbmfs_repo::{RepoError, Repository, SnapshotReader};
 
 fn files_for_gc(seed: u64) -> Files {
     let mut dice = Dice(seed);
@@ -53,31 +53,6 @@ async fn assert_all(memory: &Arc<MemoryStorage>, snapshots: &[(SnapshotDoc, File
     }
 }
 
-/// A backup, and a proof that it names no pack that its session may not.
-async fn backup_checked(
-    memory: &Arc<MemoryStorage>,
-    files: &Files,
-    parent: Option<&SnapshotDoc>,
-) -> SnapshotDoc {
-    let repo = Repository::open(memory.clone(), 1 << 20).await.unwrap();
-    let session = Session::begin(&repo, "backup", jiff::Timestamp::now())
-        .await
-        .unwrap();
-    let allowed = session.allowed().clone();
-    let lease = session.lease();
-    let doc = store(&repo, &session, files, files.metas(), parent)
-        .await
-        .unwrap();
-    session.commit(&doc).await.unwrap();
-    let trailers = packs(memory);
-    for id in named(memory, &repo, &doc).await.keys() {
-        let own = trailers.get(id).is_some_and(|t| t.owner == Owner::Lease(lease));
-        assert!(own || allowed.contains_key(id), "{id} is neither allowed nor own");
-    }
-    assert_same(&repo, &doc, files).await;
-    doc
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_follow_relocations_hop_by_hop() {
     for kind in [Some(PackKind::Data), Some(PackKind::Map), None] {
@@ -98,7 +73,7 @@ async fn readers_follow_relocations_hop_by_hop() {
             // Another snapshot between the hops, so that packs of all ages go.
             let (parent, mut files) = snapshots[snapshots.len() - 1].clone();
             files.mutate(50 + hop);
-            let doc = backup_checked(&memory, &files, Some(&parent)).await;
+            let doc = backup_checked(&memory, &files, Some(&parent), None).await;
             snapshots.push((doc, files));
         }
         assert_all(&memory, &snapshots).await;
@@ -120,11 +95,11 @@ async fn a_writer_refers_to_no_condemned_pack() {
         condemn(&memory, half.iter().copied()).await;
         condemn(&memory, rest.iter().copied()).await;
         let (parent, mut files) = snapshots[1].clone();
-        let same = backup_checked(&memory, &files, Some(&parent)).await;
+        let same = backup_checked(&memory, &files, Some(&parent), None).await;
         let before = files.clone();
         files.mutate(seed + 9);
-        let changed = backup_checked(&memory, &files, Some(&parent)).await;
-        let alone = backup_checked(&memory, &files, None).await;
+        let changed = backup_checked(&memory, &files, Some(&parent), None).await;
+        let alone = backup_checked(&memory, &files, None, None).await;
         for id in &doomed {
             memory.tamper(&ObjectKey::pack(id), None);
         }
@@ -142,10 +117,10 @@ async fn what_was_relocated_is_not_stored_again() {
     let (memory, snapshots) = two_snapshots(3).await;
     let (parent, files) = &snapshots[1];
     collect(&memory, &of_kind(&memory, None)).await;
-    let doc = backup_checked(&memory, files, Some(parent)).await;
+    let doc = backup_checked(&memory, files, Some(parent), None).await;
     assert_eq!(doc.stats.blocks_new, 0);
     // The maps had to be written anew, but this snapshot's own heirs take them over again.
-    let next = backup_checked(&memory, files, Some(&doc)).await;
+    let next = backup_checked(&memory, files, Some(&doc), None).await;
     assert_eq!(next.stats.blocks_new, 0);
     let (anew, heir) = (doc.stats.bytes_stored_map, next.stats.bytes_stored_map);
     assert!(
@@ -184,5 +159,5 @@ async fn without_its_relocation_a_pack_is_missing() {
     }
     // A backup without that parent goes on; what was found nowhere is stored again.
     let files = &snapshots[1].1;
-    backup_checked(&memory, files, None).await;
+    backup_checked(&memory, files, None, None).await;
 }

@@ -6,9 +6,11 @@ mod budget;
 mod cutter;
 mod packer;
 mod parent;
+mod read;
 mod stages;
 
-use std::io::{self, Read};
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use budget::Cancel;
@@ -25,13 +27,19 @@ use crate::session::Session;
 
 /// The files that are stored.
 pub trait Input: Send + Sync {
-    /// Opens a regular file from its first byte on.
+    /// Opens a regular file.
     ///
     /// # Errors
     /// The system's.
-    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn Read + Send>>;
+    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn ReadAt>>;
 
-    /// How a file is cut.
+    /// What of a file may differ from the parent's file with the same path. A file that the parent does not have is
+    /// read whole, whatever is answered, and so is what lies behind the end of the parent's.
+    fn changes(&self, _file: &FileMeta) -> Changes {
+        Changes::Whole
+    }
+
+    /// How a file, or a part of one that differs from the parent's, is cut: a new cutter at each call.
     fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter>;
 
     /// Called about every megabyte; an error stops the backup, with this sentence.
@@ -39,6 +47,24 @@ pub trait Input: Send + Sync {
     /// # Errors
     /// The source was lost.
     fn check(&self) -> Result<(), String>;
+}
+
+/// An open file.
+pub trait ReadAt: Send {
+    /// Fills `out` with what stands at `offset`. Offsets rise from call to call.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before; the system's.
+    fn read_exact_at(&mut self, offset: u64, out: &mut [u8]) -> io::Result<()>;
+}
+
+/// What of a file has to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changes {
+    /// Everything: nobody knows what changed.
+    Whole,
+    /// These ranges, in any order. The rest is as the parent has it and is taken from its map, unread.
+    Ranges(Vec<Range<u64>>),
 }
 
 /// Is told what the pipeline does. Called from its threads; must be quick.
@@ -115,8 +141,8 @@ pub struct Job {
     pub input: Arc<dyn Input>,
     /// Sorted by [`path_order`], each path once.
     pub files: Vec<FileMeta>,
-    /// The last snapshot of the same files: blocks at the same place are compared with it first, and its maps are
-    /// changed where they differ.
+    /// The last snapshot of the same files, or the one against which [`Input::changes`] are: blocks at the same place
+    /// are compared with it first, and its maps are changed where they differ.
     pub parent: Option<Arc<ReplsetReader>>,
     /// Which blocks the repository has.
     pub known: Arc<dyn KnownBlocks>,

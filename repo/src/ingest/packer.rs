@@ -1,7 +1,7 @@
 //! The end of a pipeline: blocks in file order go into packs, runs of slots into maps, and at last the file list and
 //! the pack table are written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -12,7 +12,7 @@ use crate::id::{BlockId, PackId, PackNo, Randomness};
 use crate::index::KnownBlocks;
 use crate::ingest::stages::{Done, Item};
 use crate::ingest::{IngestOptions, Ingested, Job, Progress};
-use crate::map::{Edit, Extent, MapRoot, MapWriter, PendingRoot};
+use crate::map::{Edit, Extent, ExtentKind, MapRoot, MapWriter, PendingRoot, PlacedExtent};
 use crate::objects::SnapshotStats;
 use crate::pack::{Owner, PackBuilder, PackKind, PackSink, SealedPack, put_pack};
 use crate::reader::ReplsetReader;
@@ -30,6 +30,8 @@ pub(crate) struct Packer {
     owner: Owner,
     options: IngestOptions,
     allowed: Arc<HashMap<PackId, u64>>,
+    /// Data packs of the parent's table to which nobody may refer any more.
+    forbidden: Arc<HashSet<PackNo>>,
     known: Arc<dyn KnownBlocks>,
     progress: Arc<dyn Progress>,
     parent: Option<Arc<ReplsetReader>>,
@@ -55,13 +57,16 @@ struct OpenFile {
     old_root: MapRoot,
     old_len: u64,
     offset: u64,
+    /// End of the last edit that took over the parent's extents, which need not be whole blocks.
+    kept: u64,
     edits: Vec<Edit>,
 }
 
 impl OpenFile {
-    /// The next `extent.len` bytes are these.
+    /// The next `extent.len` bytes are these: a whole block or a hole.
     fn changed(&mut self, extent: Extent) {
-        if self.edits.last().is_none_or(|edit| edit.end() != self.offset) {
+        let goes_on = |edit: &Edit| edit.end() == self.offset && edit.end() != self.kept;
+        if !self.edits.last().is_some_and(goes_on) {
             self.edits.push(Edit::at(self.offset));
         }
         if let Some(edit) = self.edits.last_mut() {
@@ -78,12 +83,22 @@ impl Packer {
         let allowed = session.allowed().clone();
         let mut inherit_maps = true;
         let mut renumbered = None;
+        let mut forbidden = HashSet::new();
         let table = match &job.parent {
             None => TableBuilder::default(),
             Some(parent) => {
                 let table = parent.table();
                 let entries = parent.explain(table.all().await).await?;
-                // GC.md rule 4 for inherited nodes. Inherited data is compared block by block while files are read.
+                // GC.md rule 4 for inherited data: what is in such a pack is read, whether it changed or not.
+                let gone = |e: &&TableEntry| e.kind == PackKind::Data && !allowed.contains_key(&e.loc.id);
+                forbidden.extend(
+                    (0..)
+                        .map(PackNo)
+                        .zip(&entries)
+                        .filter(|(_, e)| gone(e))
+                        .map(|(no, _)| no),
+                );
+                // And for inherited nodes.
                 inherit_maps = entries
                     .iter()
                     .all(|e| e.kind != PackKind::Map || allowed.contains_key(&e.loc.id));
@@ -110,6 +125,7 @@ impl Packer {
             owner,
             options: job.options,
             allowed,
+            forbidden: Arc::new(forbidden),
             known: job.known.clone(),
             progress: job.progress.clone(),
             parent: job.parent.clone(),
@@ -130,6 +146,16 @@ impl Packer {
     /// Packs that may be referred to.
     pub fn allowed(&self) -> &Arc<HashMap<PackId, u64>> {
         &self.allowed
+    }
+
+    /// Packs of the parent that hold data and may not be referred to.
+    pub fn forbidden(&self) -> &Arc<HashSet<PackNo>> {
+        &self.forbidden
+    }
+
+    /// Whether the parent's maps may be changed where files differ.
+    pub fn inherits_maps(&self) -> bool {
+        self.inherit_maps
     }
 
     /// Packs that are put at the same time: together with the one that is filled, at most half the memory.
@@ -158,8 +184,39 @@ impl Packer {
             old_root,
             old_len,
             offset: 0,
+            kept: 0,
             edits: Vec::new(),
         });
+    }
+
+    /// The next `len` bytes are as the parent has them. `extents` are the parent's, if its maps cannot be inherited.
+    pub fn keep(&mut self, len: u64, extents: &[PlacedExtent]) -> Result<()> {
+        let file = self
+            .file
+            .as_mut()
+            .ok_or_else(|| RepoError::Poisoned("an unread range without file".into()))?;
+        self.stats.bytes_referenced += len;
+        if self.inherit_maps {
+            file.offset += len;
+            return Ok(());
+        }
+        let mut edit = Edit::at(file.offset);
+        for placed in extents {
+            let mut extent = placed.extent;
+            if let ExtentKind::Data { pack, .. } = &mut extent.kind {
+                let entry = self.renumbered.as_ref().and_then(|e| e.get(pack.0 as usize));
+                let entry = entry.ok_or_else(|| RepoError::Poisoned("an extent without pack".into()))?;
+                *pack = self.table.number(*entry);
+            }
+            edit.push(extent);
+        }
+        file.offset += len;
+        if edit.end() != file.offset {
+            return Err(RepoError::Poisoned("an unread range with a gap".into()));
+        }
+        file.kept = file.offset;
+        file.edits.push(edit);
+        Ok(())
     }
 
     pub async fn segment(&mut self, done: &Done) -> Result<()> {

@@ -2,34 +2,35 @@
 //! their results in order again.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tokio::runtime::Handle;
 
 use crate::error::{RepoError, Result};
-use crate::files::{FileEntry, FileKind, FileMeta};
+use crate::files::{FileEntry, FileMeta};
 use crate::id::{BlockId, PackNo};
 use crate::index::{Found, KnownBlocks};
 use crate::ingest::budget::{Permit, Poison};
 use crate::ingest::packer::Packer;
 use crate::ingest::parent::{Parent, ParentSegment};
-use crate::ingest::{Ingested, Job};
+use crate::ingest::read::ReadStage;
+use crate::ingest::{Cutter, Ingested, Job};
+use crate::map::PlacedExtent;
 use crate::pack::{BlockInfo, Encoder, MAX_BLOCK};
 
-/// Bytes that are read and cut at a time.
-const SEGMENT: usize = 1 << 20;
-
 /// Part of a file on its way to the workers.
-struct Segment {
-    seq: u64,
-    offset: u64,
+pub(super) struct Segment {
+    pub seq: u64,
+    pub offset: u64,
     /// Cut at `cuts`; what lies behind the last cut belongs to the next segment.
-    buf: Vec<u8>,
-    cuts: Vec<u32>,
-    parent: ParentSegment,
-    permit: Permit,
+    pub buf: Vec<u8>,
+    pub cuts: Vec<u32>,
+    /// What the parent has here, if it was cut where the parent's blocks begin and end: what turns out to differ is to
+    /// be cut once more, by the file's own cutter.
+    pub parent: Option<(Arc<FileMeta>, ParentSegment)>,
+    pub permit: Permit,
 }
 
 /// What a worker found out about one block.
@@ -55,18 +56,21 @@ pub(crate) struct Done {
 }
 
 /// What the packer gets, by sequence number.
-enum Message {
+pub(super) enum Message {
     Begin(FileMeta, Option<Box<FileEntry>>),
+    /// So many bytes are as the parent has them, and were not read. If its maps cannot be inherited, these are its
+    /// extents there.
+    Keep(u64, Vec<PlacedExtent>),
     Segment(Done),
     End,
 }
 
 /// Buffers that go round. What was in them stays, so that nobody has to zero what is overwritten at once.
 #[derive(Clone, Default)]
-struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+pub(super) struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Pool {
-    fn take(&self) -> Vec<u8> {
+    pub fn take(&self) -> Vec<u8> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -87,17 +91,20 @@ pub(crate) fn run(job: Job, mut packer: Packer, handle: &Handle) -> Result<Inges
     let parent = job.parent.clone().map(|reader| Parent {
         reader,
         allowed: packer.allowed().clone(),
+        forbidden: packer.forbidden().clone(),
+        inherit_maps: packer.inherits_maps(),
     });
     let (segments, packed) = (Pool::default(), Pool::default());
     let threads = job.options.threads.max(1);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let (from, to) = (from_reader.clone(), to_packer.clone());
-            let (poison, known) = (poison.clone(), job.known.clone());
+            let poison = poison.clone();
             let (segments, packed) = (segments.clone(), packed.clone());
+            let job = &job;
             scope.spawn(move || {
                 let _dart = poison.dart();
-                if let Err(e) = work(&from, &to, &*known, job.options.level, &segments, &packed) {
+                if let Err(e) = work(&from, &to, job, &segments, &packed) {
                     poison.fail(e);
                 }
                 // Nobody may wait for a segment that this worker will not take.
@@ -115,11 +122,13 @@ pub(crate) fn run(job: Job, mut packer: Packer, handle: &Handle) -> Result<Inges
             segments,
             to_workers,
             to_packer,
+            seq: 0,
         };
+        let reading = poison.clone();
         scope.spawn(move || {
-            let _dart = reader.poison.dart();
+            let _dart = reading.dart();
             if let Err(e) = reader.read_all() {
-                reader.poison.fail(e);
+                reading.fail(e);
             }
         });
         let packed_all = pack_all(&results, &mut packer, &poison, &packed, handle);
@@ -155,6 +164,7 @@ fn pack_all(
             next += 1;
             match message {
                 Message::Begin(meta, parent) => packer.begin_file(meta, parent.map(|p| *p)),
+                Message::Keep(len, extents) => packer.keep(len, &extents)?,
                 Message::Segment(mut done) => {
                     handle.block_on(packer.segment(&done))?;
                     pool.give(std::mem::take(&mut done.packed));
@@ -172,28 +182,32 @@ fn pack_all(
 fn work(
     from: &Receiver<Segment>,
     to: &Sender<(u64, Message)>,
-    known: &dyn KnownBlocks,
-    level: i32,
+    job: &Job,
     segments: &Pool,
     packed: &Pool,
 ) -> Result<()> {
-    let mut encoder = Encoder::new(level).map_err(|e| RepoError::Poisoned(format!("zstd: {e}")))?;
+    let encoder = Encoder::new(job.options.level).map_err(|e| RepoError::Poisoned(format!("zstd: {e}")))?;
+    let mut examiner = Examiner {
+        known: &*job.known,
+        encoder,
+        items: Vec::new(),
+        packed: Vec::new(),
+    };
     for segment in from {
-        let mut out = packed.take();
-        out.clear();
-        let mut items = Vec::with_capacity(segment.cuts.len());
-        let (mut at, mut offset) = (0usize, segment.offset);
-        for &len in &segment.cuts {
-            let plain = &segment.buf[at..at + len as usize];
-            let item = examine(plain, offset, &segment.parent, known, &mut encoder, &mut out)?;
-            items.push(item);
-            at += len as usize;
-            offset += u64::from(len);
+        examiner.packed = packed.take();
+        examiner.packed.clear();
+        examiner.items = Vec::with_capacity(segment.cuts.len());
+        match &segment.parent {
+            None => examiner.all(&segment.buf, segment.offset, &segment.cuts, None)?,
+            Some((file, parent)) => {
+                let cutter = || job.input.cutter(file);
+                examiner.differing(&segment.buf, segment.offset, &segment.cuts, parent, cutter)?;
+            }
         }
         segments.give(segment.buf);
         let done = Done {
-            items,
-            packed: out,
+            items: std::mem::take(&mut examiner.items),
+            packed: std::mem::take(&mut examiner.packed),
             _permit: segment.permit,
         };
         if to.send((segment.seq, Message::Segment(done))).is_err() {
@@ -203,51 +217,107 @@ fn work(
     Ok(())
 }
 
-fn examine(
-    plain: &[u8],
-    offset: u64,
-    parent: &ParentSegment,
-    known: &dyn KnownBlocks,
-    encoder: &mut Encoder,
-    out: &mut Vec<u8>,
-) -> Result<Item> {
-    let len = plain.len() as u32;
-    if is_zero(plain) {
-        return Ok(Item::Hole {
-            len,
-            same: parent.is_hole(offset, len),
-        });
-    }
-    let id = BlockId::of(plain);
-    if let Some(block) = parent.block_at(offset, len).filter(|b| b.id == id) {
-        return Ok(Item::Same {
-            len,
-            pack: block.pack,
-            slot: block.slot,
-        });
-    }
-    if let Some(found) = known.lookup(&id) {
-        return Ok(Item::Known { len, found });
-    }
-    let start = out.len();
-    let info = encoder
-        .append(id, plain, out)
-        .map_err(|e| RepoError::Poisoned(format!("compression failed: {e}")))?;
-    Ok(Item::New {
-        info,
-        packed: start..out.len(),
-    })
+/// Finds out about blocks, one segment after the other.
+struct Examiner<'a> {
+    known: &'a dyn KnownBlocks,
+    encoder: Encoder,
+    items: Vec<Item>,
+    packed: Vec<u8>,
 }
 
-/// A file that ends before its listed size: the standard library's words for that speak of buffers.
-fn shorter(e: std::io::Error) -> std::io::Error {
-    match e.kind() {
-        kind @ std::io::ErrorKind::UnexpectedEof => std::io::Error::new(
-            kind,
-            "it became shorter while it was read; stop whatever writes there and try again",
-        ),
-        _ => e,
+impl Examiner<'_> {
+    /// Blocks of `lens`, which begin with the first byte of `buf`, at `offset` in the file.
+    fn all(&mut self, buf: &[u8], offset: u64, lens: &[u32], parent: Option<&ParentSegment>) -> Result<()> {
+        let mut at = 0usize;
+        for &len in lens {
+            let plain = &buf[at..at + len as usize];
+            self.one(plain, offset + at as u64, parent)?;
+            at += len as usize;
+        }
+        Ok(())
     }
+
+    /// Bytes that are cut where the parent's blocks begin and end. What is not the same there is put together and cut
+    /// anew: a block that was written since then begins and ends elsewhere.
+    fn differing(
+        &mut self,
+        buf: &[u8],
+        offset: u64,
+        lens: &[u32],
+        parent: &ParentSegment,
+        cutter: impl Fn() -> Box<dyn Cutter>,
+    ) -> Result<()> {
+        let mut at = 0usize;
+        let mut changed = 0..0;
+        let recut = |this: &mut Self, changed: &Range<usize>| {
+            if changed.is_empty() {
+                return Ok(());
+            }
+            let (part, begin) = (&buf[changed.clone()], offset + changed.start as u64);
+            let lens = cutter().cut(begin, part, true);
+            if !is_sound_cut(&lens, part.len(), true) {
+                return Err(RepoError::Poisoned(format!("impossible blocks at byte {begin}")));
+            }
+            this.all(part, begin, &lens, Some(parent))
+        };
+        for &len in lens {
+            let end = at + len as usize;
+            let block = parent.block_at(offset + at as u64, len);
+            match block.filter(|b| b.id == BlockId::of(&buf[at..end])) {
+                Some(block) => {
+                    recut(self, &changed)?;
+                    changed = end..end;
+                    if block.allowed {
+                        let (pack, slot) = (block.pack, block.slot);
+                        self.items.push(Item::Same { len, pack, slot });
+                    } else {
+                        self.one(&buf[at..end], offset + at as u64, Some(parent))?;
+                    }
+                }
+                None => changed = changed.start..end,
+            }
+            at = end;
+        }
+        recut(self, &changed)
+    }
+
+    fn one(&mut self, plain: &[u8], offset: u64, parent: Option<&ParentSegment>) -> Result<()> {
+        let item = self.examine(plain, offset, parent)?;
+        self.items.push(item);
+        Ok(())
+    }
+
+    fn examine(&mut self, plain: &[u8], offset: u64, parent: Option<&ParentSegment>) -> Result<Item> {
+        let len = plain.len() as u32;
+        if is_zero(plain) {
+            return Ok(Item::Hole {
+                len,
+                same: parent.is_some_and(|p| p.is_hole(offset, len)),
+            });
+        }
+        let id = BlockId::of(plain);
+        if let Some(found) = self.known.lookup(&id) {
+            return Ok(Item::Known { len, found });
+        }
+        let start = self.packed.len();
+        let info = self
+            .encoder
+            .append(id, plain, &mut self.packed)
+            .map_err(|e| RepoError::Poisoned(format!("compression failed: {e}")))?;
+        Ok(Item::New {
+            info,
+            packed: start..self.packed.len(),
+        })
+    }
+}
+
+/// Whether lengths of blocks can be those of a window: all of it, or all but a rest that will be shown again.
+pub(super) fn is_sound_cut(lens: &[u32], window: usize, last: bool) -> bool {
+    let covered: usize = lens.iter().map(|len| *len as usize).sum();
+    covered <= window
+        && lens.iter().all(|len| (1..=MAX_BLOCK as u32).contains(len))
+        && (!last || covered == window)
+        && (covered > 0 || window < MAX_BLOCK)
 }
 
 /// Compares with a run of zeros: as fast as memory, and gone after a word for nearly all data.
@@ -256,121 +326,4 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes
         .chunks(ZEROS.len())
         .all(|chunk| *chunk == ZEROS[..chunk.len()])
-}
-
-struct ReadStage<'a> {
-    job: &'a Job,
-    parent: Option<Parent>,
-    poison: Arc<Poison>,
-    handle: &'a Handle,
-    segments: Pool,
-    to_workers: Sender<Segment>,
-    to_packer: Sender<(u64, Message)>,
-}
-
-impl ReadStage<'_> {
-    fn read_all(&self) -> Result<()> {
-        let mut seq = 0;
-        for meta in &self.job.files {
-            let parent = self.parent_of(meta)?;
-            if !self.tell(
-                &mut seq,
-                Message::Begin(meta.clone(), parent.clone().map(Box::new)),
-            ) {
-                return Ok(());
-            }
-            if meta.kind == FileKind::Regular && !self.read_file(meta, parent.as_ref(), &mut seq)? {
-                return Ok(());
-            }
-            if !self.tell(&mut seq, Message::End) {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether anybody still listens.
-    fn tell(&self, seq: &mut u64, message: Message) -> bool {
-        *seq += 1;
-        self.to_packer.send((*seq - 1, message)).is_ok()
-    }
-
-    fn parent_of(&self, meta: &FileMeta) -> Result<Option<FileEntry>> {
-        let Some(parent) = &self.parent else {
-            return Ok(None);
-        };
-        let found = self.handle.block_on(async {
-            parent
-                .reader
-                .explain(parent.reader.files().find(&meta.path).await)
-                .await
-        })?;
-        Ok(found.map(|(_, entry)| entry).filter(|e| e.meta.kind == meta.kind))
-    }
-
-    /// Reads one file; `false` if everybody was stopped.
-    fn read_file(&self, meta: &FileMeta, parent: Option<&FileEntry>, seq: &mut u64) -> Result<bool> {
-        let fail = |source| RepoError::Input {
-            path: meta.path.clone(),
-            source,
-        };
-        if meta.size == 0 {
-            return Ok(true);
-        }
-        let mut file = self.job.input.open(meta).map_err(fail)?;
-        let mut cutter = self.job.input.cutter(meta);
-        let mut rest: Vec<u8> = Vec::new();
-        let (mut offset, mut left) = (0u64, meta.size);
-        while left > 0 || !rest.is_empty() {
-            self.job.cancel.check()?;
-            self.job.input.check().map_err(RepoError::SourceLost)?;
-            let fresh = left.min(SEGMENT as u64) as usize;
-            // Twice: the worker has the compressed blocks beside the plain ones.
-            let Some(permit) = self.poison.acquire(2 * (rest.len() + fresh) as u64) else {
-                return Ok(false);
-            };
-            let mut buf = self.segments.take();
-            let start = rest.len();
-            buf.resize(start + fresh, 0);
-            buf[..start].copy_from_slice(&rest);
-            file.read_exact(&mut buf[start..]).map_err(|e| fail(shorter(e)))?;
-            left -= fresh as u64;
-            let cuts = cutter.cut(offset, &buf, left == 0);
-            let covered: usize = cuts.iter().map(|c| *c as usize).sum();
-            let sound = covered <= buf.len()
-                && cuts.iter().all(|c| (1..=MAX_BLOCK as u32).contains(c))
-                && (left > 0 || covered == buf.len())
-                && (covered > 0 || buf.len() < MAX_BLOCK);
-            if !sound {
-                let reason = format!("its cutter made impossible blocks at byte {offset}");
-                return Err(RepoError::BadInput {
-                    path: meta.path.clone(),
-                    reason,
-                });
-            }
-            rest.clear();
-            rest.extend_from_slice(&buf[covered..]);
-            let end = offset + covered as u64;
-            let known = match (&self.parent, parent) {
-                (Some(p), Some(entry)) if covered > 0 => {
-                    self.handle.block_on(p.segment(entry, offset, end))?
-                }
-                _ => ParentSegment::default(),
-            };
-            let segment = Segment {
-                seq: *seq,
-                offset,
-                buf,
-                cuts,
-                parent: known,
-                permit,
-            };
-            *seq += 1;
-            if self.to_workers.send(segment).is_err() {
-                return Ok(false);
-            }
-            offset = end;
-        }
-        Ok(true)
-    }
 }

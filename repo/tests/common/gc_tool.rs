@@ -11,9 +11,10 @@ use pbmfs_repo::objects::{CondemnedList, SnapshotDoc};
 use pbmfs_repo::pack::{Owner, PackBuilder, PackKind, Place, Trailer, put_pack};
 use pbmfs_repo::relocation::{Relocation, Target};
 use pbmfs_repo::storage::{MemoryStorage, Storage};
-use pbmfs_repo::{Repository, SnapshotReader};
+use pbmfs_repo::{Repository, Session, SnapshotReader};
 
 use super::forge::trailer_of;
+use super::{Files, Named, Reads, assert_same, store};
 
 /// Living slots of each pack.
 pub type Live = BTreeMap<PackId, BTreeSet<u32>>;
@@ -183,4 +184,37 @@ pub fn of_kind(memory: &MemoryStorage, kind: Option<PackKind>) -> HashSet<PackId
     all.filter(|(_, t)| kind.is_none_or(|k| t.kind == k))
         .map(|(id, _)| id)
         .collect()
+}
+
+/// A backup, and a proof that it names no pack that its session may not.
+pub async fn backup_checked(
+    memory: &Arc<MemoryStorage>,
+    files: &Files,
+    parent: Option<&SnapshotDoc>,
+    changes: Option<Named>,
+) -> SnapshotDoc {
+    let repo = Repository::open(memory.clone(), 1 << 20).await.unwrap();
+    let session = Session::begin(&repo, "backup", jiff::Timestamp::now())
+        .await
+        .unwrap();
+    let allowed = session.allowed().clone();
+    let lease = session.lease();
+    let doc = store(
+        &repo,
+        &session,
+        files,
+        files.metas(),
+        parent,
+        changes.map(|named| (named, Reads::default())),
+    )
+    .await
+    .unwrap();
+    session.commit(&doc).await.unwrap();
+    let trailers = packs(memory);
+    for id in named(memory, &repo, &doc).await.keys() {
+        let own = trailers.get(id).is_some_and(|t| t.owner == Owner::Lease(lease));
+        assert!(own || allowed.contains_key(id), "{id} is neither allowed nor own");
+    }
+    assert_same(&repo, &doc, files).await;
+    doc
 }

@@ -6,13 +6,14 @@ pub mod gc_tool;
 pub mod golden;
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
-use std::sync::Arc;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use pbmfs_repo::files::{FileKind, FileMeta, path_order};
 use pbmfs_repo::index::MemoryIndex;
 use pbmfs_repo::ingest::{
-    Cancel, Cutter, FixedCutter, IngestOptions, Ingested, Input, Job, NoProgress, ingest,
+    Cancel, Changes, Cutter, FixedCutter, IngestOptions, Ingested, Input, Job, NoProgress, ReadAt, ingest,
 };
 use pbmfs_repo::map::MapParams;
 use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
@@ -155,6 +156,35 @@ pub fn sample_files(seed: u64) -> Files {
     files
 }
 
+/// Where `new` differs from `old`, as a server names it: in granules, now and then one too many, sorted or not, and the
+/// last one beyond the file's end.
+pub fn named_changes(old: &Files, new: &Files, granule: usize, dice: &mut Dice) -> Named {
+    let mut out = Named::new();
+    for (path, bytes) in &new.0 {
+        let (Some(bytes), Some(Some(before))) = (bytes, old.0.get(path)) else {
+            continue;
+        };
+        let mut ranges = Vec::new();
+        for (i, part) in bytes.chunks(granule).enumerate() {
+            let from = i * granule;
+            let was = &before[from.min(before.len())..(from + granule).min(before.len())];
+            if part != was || dice.below(40) == 0 {
+                ranges.push(from as u64..(from + granule) as u64);
+            }
+        }
+        if dice.below(2) == 0 {
+            ranges.reverse();
+        }
+        if dice.below(8) == 0 {
+            // A phantom: all of it behind the end.
+            let end = (bytes.len() + granule) as u64;
+            ranges.push(end..end + granule as u64);
+        }
+        out.insert(path.clone(), ranges);
+    }
+    out
+}
+
 /// Blocks of 1 KiB, so that small files have maps of several levels.
 struct SmallCutter;
 
@@ -184,18 +214,49 @@ pub fn scattered_bytes(dice: &mut Dice, blocks: usize) -> Vec<u8> {
     out
 }
 
-struct Memory(Files);
+/// What changed in each file; a file that is not named did not change.
+pub type Named = BTreeMap<String, Vec<Range<u64>>>;
+
+/// What was read of which file.
+pub type Reads = Arc<Mutex<Vec<(String, Range<u64>)>>>;
+
+struct Memory {
+    files: Files,
+    changes: Option<Named>,
+    reads: Reads,
+}
+
+struct OpenMemory {
+    path: String,
+    bytes: Vec<u8>,
+    reads: Reads,
+}
+
+impl ReadAt for OpenMemory {
+    fn read_exact_at(&mut self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let range = offset..offset + out.len() as u64;
+        let found = self.bytes.get(range.start as usize..range.end as usize);
+        out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        self.reads.lock().unwrap().push((self.path.clone(), range));
+        Ok(())
+    }
+}
 
 impl Input for Memory {
-    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn Read + Send>> {
-        let bytes = self
-            .0
-            .0
-            .get(&file.path)
-            .cloned()
-            .flatten()
-            .ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(io::Cursor::new(bytes)))
+    fn open(&self, file: &FileMeta) -> io::Result<Box<dyn ReadAt>> {
+        let bytes = self.files.0.get(&file.path).cloned().flatten();
+        Ok(Box::new(OpenMemory {
+            path: file.path.clone(),
+            bytes: bytes.ok_or(io::ErrorKind::NotFound)?,
+            reads: self.reads.clone(),
+        }))
+    }
+
+    fn changes(&self, file: &FileMeta) -> Changes {
+        match &self.changes {
+            None => Changes::Whole,
+            Some(named) => Changes::Ranges(named.get(&file.path).cloned().unwrap_or_default()),
+        }
     }
 
     fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter> {
@@ -250,7 +311,7 @@ pub async fn backup_metas(
     parent: Option<&SnapshotDoc>,
 ) -> Result<SnapshotDoc, RepoError> {
     let session = Session::begin(repo, "backup", jiff::Timestamp::now()).await?;
-    match store(repo, &session, files, metas, parent).await {
+    match store(repo, &session, files, metas, parent, None).await {
         Ok(doc) => session.commit(&doc).await.map(|()| doc),
         Err(e) => {
             session.abandon().await;
@@ -265,12 +326,13 @@ pub async fn store(
     files: &Files,
     metas: Vec<FileMeta>,
     parent: Option<&SnapshotDoc>,
+    changes: Option<(Named, Reads)>,
 ) -> Result<SnapshotDoc, RepoError> {
     let parent = match parent {
         Some(doc) => Some(SnapshotReader::open(repo, doc.clone()).await?.replsets()[0].clone()),
         None => None,
     };
-    let done = ingest_files(session, files, metas, parent).await?;
+    let done = ingest_files(session, files, metas, parent, changes).await?;
     Ok(SnapshotDoc {
         name: session.name().clone(),
         lease: session.lease(),
@@ -318,9 +380,15 @@ pub async fn ingest_files(
     files: &Files,
     metas: Vec<FileMeta>,
     parent: Option<Arc<ReplsetReader>>,
+    changes: Option<(Named, Reads)>,
 ) -> Result<Ingested, RepoError> {
+    let (changes, reads) = changes.map_or_else(Default::default, |(named, reads)| (Some(named), reads));
     let job = Job {
-        input: Arc::new(Memory(files.clone())),
+        input: Arc::new(Memory {
+            files: files.clone(),
+            changes,
+            reads,
+        }),
         files: metas,
         parent,
         known: Arc::new(MemoryIndex::load(session).await?),
