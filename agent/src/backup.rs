@@ -12,16 +12,24 @@ use std::time::Duration;
 
 use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
-use pbmfs_repo::ingest::{Cancel, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ReadAt, ingest};
+use pbmfs_repo::ingest::{
+    Cancel, Changes, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ReadAt, ingest,
+};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
-use pbmfs_repo::{RepoError, Repository, Session, SnapshotReader};
+use pbmfs_repo::{Listing, ReplsetReader, RepoError, Repository, Session, SnapshotReader};
 
 use crate::error::SourceError;
 use crate::quiet_read::QuietFile;
-use crate::source::{FileKind, NodeInfo, Pinned, Source, SourceFile};
+use crate::source::{
+    BackupType, ChainInfo, ChainStep, FileKind, Head, Pinned, Since, Source, SourceFile, Wanted,
+};
 
 /// How often the pin is looked at while files are read.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
+
+/// How many snapshots are looked through for the end of a chain: a server remembers two of them, and hardly anybody
+/// takes more than this many of other nodes or of other clusters in between.
+const HEADS_SOUGHT: usize = 64;
 
 /// Name of the replica set where the source has none.
 pub const STANDALONE: &str = "standalone";
@@ -29,6 +37,8 @@ pub const STANDALONE: &str = "standalone";
 /// What a backup is called and how much it may use.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
+    /// What kind of backup.
+    pub backup_type: BackupType,
     /// Name of the replica set in the snapshot; by default the source's, or [`STANDALONE`].
     pub replset: Option<String>,
     /// Name of the cluster in the snapshot; by default the replica set's.
@@ -54,7 +64,7 @@ pub enum Phase {
     Reading {
         /// How many files; directories are not among them.
         files: u64,
-        /// How many bytes.
+        /// How many bytes, as far as that is known before.
         bytes: u64,
         /// `host:port` or the directory.
         from: String,
@@ -166,7 +176,12 @@ impl Backup<'_> {
         let known = Arc::new(MemoryIndex::load(self.session).await?);
         self.cancel.check()?;
         self.progress.phase(Phase::Pinning);
-        let pinned = tokio::select! {
+        let wanted = tokio::select! {
+            wanted = self.wanted(source) => wanted?,
+            () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
+        };
+        source.want(wanted);
+        let mut pinned = tokio::select! {
             pinned = source.open() => pinned?,
             () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
         };
@@ -184,11 +199,95 @@ impl Backup<'_> {
                 .clone()
                 .or_else(|| pinned.info.replica_set_id.clone()),
         };
-        let parent = self.parent(&cluster, &name).await?;
-        let stats = self.read(source, &pinned, parent, known).await?;
+        let parent = match self.source_snapshot(&mut pinned, &name).await? {
+            Some(parent) => Some(parent),
+            None => self.parent(&cluster, &name).await?,
+        };
+        let stats = self.read(source, &mut pinned, parent, known).await?;
         self.progress.phase(Phase::Committing);
         source.release().await?;
-        Ok(self.document(cluster, name, &pinned.info, stats))
+        Ok(self.document(cluster, name, &pinned, stats))
+    }
+
+    /// What is asked of the source; for an increment, with all the snapshots on which it may build.
+    async fn wanted(&self, source: &mut dyn Source) -> Result<Wanted, BackupError> {
+        let backup_type = self.options.backup_type;
+        let mut heads = Vec::new();
+        if backup_type == BackupType::Increment {
+            let replset = match &self.options.replset {
+                Some(name) => Some(name.clone()),
+                None => source.replset().await?,
+            };
+            heads = self.heads(replset.as_deref().unwrap_or(STANDALONE)).await?;
+        }
+        // WiredTiger takes no colons; the lease makes it the name of this attempt alone.
+        let plain = |c: &char| c.is_ascii_alphanumeric();
+        let time: String = self.session.name().as_str().chars().filter(plain).collect();
+        let lease: String = self
+            .session
+            .lease()
+            .to_string()
+            .chars()
+            .filter(plain)
+            .take(12)
+            .collect();
+        Ok(Wanted {
+            backup_type,
+            name: format!("pbmfs_{time}_{lease}"),
+            heads,
+        })
+    }
+
+    /// The ends of chains in the newest snapshots of a replica set, newest first, two of each node: no server remembers
+    /// more. Damaged snapshots are passed over.
+    async fn heads(&self, replset: &str) -> Result<Vec<Head>, BackupError> {
+        let mut heads: Vec<Head> = Vec::new();
+        for listing in self.repo.newest_first(HEADS_SOUGHT).await? {
+            let Listing::Snapshot(doc) = listing else {
+                continue;
+            };
+            let of_set = doc.replsets.into_iter().filter(|r| r.name == replset);
+            for head in of_set.filter_map(|r| r.chain_head) {
+                if heads.iter().filter(|h| h.head.node == head.node).count() < 2 {
+                    heads.push(Head {
+                        snapshot: doc.name.clone(),
+                        head,
+                    });
+                }
+            }
+        }
+        Ok(heads)
+    }
+
+    /// The snapshot since which the pinned changes are. If it cannot be read any more, the changes are worth nothing,
+    /// and everything is read.
+    async fn source_snapshot(
+        &self,
+        pinned: &mut Pinned,
+        replset: &str,
+    ) -> Result<Option<Arc<ReplsetReader>>, BackupError> {
+        let Some(since) = &pinned.since else {
+            return Ok(None);
+        };
+        let opened = async {
+            let doc = self.repo.snapshot(&since.snapshot).await?;
+            SnapshotReader::open(self.repo, doc).await
+        };
+        match opened.await {
+            Ok(reader) => {
+                let found = reader.replsets().iter().find(|r| r.doc().name == replset);
+                if found.is_none() {
+                    full_read(pinned, "the source snapshot holds another replica set".into());
+                }
+                Ok(found.cloned())
+            }
+            Err(e) if e.kind() == pbmfs_repo::ErrorKind::Failed => Err(e.into()),
+            Err(e) => {
+                tracing::warn!("everything is read, because the source snapshot cannot be: {e}");
+                full_read(pinned, e.to_string());
+                Ok(None)
+            }
+        }
     }
 
     /// A repository below what is backed up would grow while it is read. Links are followed, so each directory is
@@ -227,7 +326,7 @@ impl Backup<'_> {
         &self,
         cluster: &ClusterRef,
         replset: &str,
-    ) -> Result<Option<Arc<pbmfs_repo::ReplsetReader>>, BackupError> {
+    ) -> Result<Option<Arc<ReplsetReader>>, BackupError> {
         let same = |doc: &SnapshotDoc| {
             let id_fits = doc.cluster.id.is_none() || cluster.id.is_none() || doc.cluster.id == cluster.id;
             doc.cluster.name == cluster.name && id_fits && doc.replsets.iter().any(|r| r.name == replset)
@@ -255,8 +354,8 @@ impl Backup<'_> {
     async fn read(
         &self,
         source: &dyn Source,
-        pinned: &Pinned,
-        parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
+        pinned: &mut Pinned,
+        parent: Option<Arc<ReplsetReader>>,
         known: Arc<MemoryIndex>,
     ) -> Result<Ingest, BackupError> {
         use pbmfs_repo::ErrorKind::{Damaged, NotFound};
@@ -264,6 +363,7 @@ impl Backup<'_> {
         match (self.read_once(source, pinned, parent, known.clone()).await, name) {
             (Err(BackupError::Repo(e)), Some(name)) if matches!(e.kind(), Damaged | NotFound) => {
                 tracing::warn!("the previous snapshot {name} cannot be built on, all is read again: {e}");
+                full_read(pinned, e.to_string());
                 self.read_once(source, pinned, None, known).await
             }
             (done, _) => done,
@@ -274,13 +374,22 @@ impl Backup<'_> {
         &self,
         source: &dyn Source,
         pinned: &Pinned,
-        parent: Option<Arc<pbmfs_repo::ReplsetReader>>,
+        parent: Option<Arc<ReplsetReader>>,
         known: Arc<MemoryIndex>,
     ) -> Result<Ingest, BackupError> {
         let files: Vec<FileMeta> = pinned.files.iter().map(file_meta).collect();
         self.progress.phase(Phase::Reading {
             files: files.iter().filter(|f| f.kind == FileKind::Regular).count() as u64,
-            bytes: files.iter().map(|f| f.size).sum(),
+            bytes: match (&pinned.since, &pinned.info.chain) {
+                (
+                    Some(_),
+                    Some(ChainInfo {
+                        bytes_named: Some(bytes),
+                        ..
+                    }),
+                ) => *bytes,
+                _ => files.iter().map(|f| f.size).sum(),
+            },
             from: pinned
                 .info
                 .node
@@ -293,6 +402,7 @@ impl Backup<'_> {
         let job = Job {
             input: Arc::new(Directory {
                 root: pinned.root.clone(),
+                since: pinned.since.clone(),
                 lost: lost.clone(),
             }),
             files,
@@ -329,14 +439,20 @@ impl Backup<'_> {
         })
     }
 
-    fn document(&self, cluster: ClusterRef, replset: String, info: &NodeInfo, stored: Ingest) -> SnapshotDoc {
+    fn document(&self, cluster: ClusterRef, replset: String, pinned: &Pinned, stored: Ingest) -> SnapshotDoc {
         let finished = jiff::Timestamp::now();
         let millis = finished.duration_since(self.started).as_millis().max(0) as u64;
         SnapshotDoc {
             name: self.session.name().clone(),
             lease: self.session.lease(),
             cluster,
-            backup_type: "physical".into(),
+            // As PBM names types: a base is one of its increments.
+            backup_type: if pinned.head.is_some() {
+                "incremental"
+            } else {
+                "physical"
+            }
+            .into(),
             tool: self.options.tool.clone(),
             started: self.started,
             finished,
@@ -348,8 +464,8 @@ impl Backup<'_> {
                 name: replset,
                 file_list: stored.file_list,
                 pack_table: stored.pack_table,
-                chain_head: None,
-                node: serde_json::to_value(info).unwrap_or_default(),
+                chain_head: pinned.head.clone(),
+                node: serde_json::to_value(&pinned.info).unwrap_or_default(),
             }],
         }
     }
@@ -379,15 +495,35 @@ fn file_meta(file: &SourceFile) -> FileMeta {
     }
 }
 
+/// The changes turn out to be worth nothing.
+fn full_read(pinned: &mut Pinned, reason: String) {
+    if pinned.since.take().is_none() {
+        return;
+    }
+    if let Some(chain) = &mut pinned.info.chain {
+        chain.step = ChainStep::FullRead;
+        chain.source_snapshot = None;
+        chain.reason = Some(reason);
+    }
+}
+
 /// The pinned files.
 struct Directory {
     root: PathBuf,
+    since: Option<Since>,
     lost: Arc<Mutex<Option<String>>>,
 }
 
 impl Input for Directory {
     fn open(&self, file: &FileMeta) -> io::Result<Box<dyn ReadAt>> {
         Ok(Box::new(QuietFile::open(&self.root.join(&file.path))?))
+    }
+
+    fn changes(&self, file: &FileMeta) -> Changes {
+        match self.since.as_ref().and_then(|since| since.ranges.get(&file.path)) {
+            Some(ranges) => Changes::Ranges(ranges.clone()),
+            None => Changes::Whole,
+        }
     }
 
     fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {

@@ -64,6 +64,8 @@ impl Source for DirectorySource {
                     files: listing.files,
                     left_out: listing.left_out,
                     info,
+                    since: None,
+                    head: None,
                 },
                 seen,
             ))

@@ -218,6 +218,67 @@ pub enum SourceError {
         /// How it was noticed.
         reason: String,
     },
+    /// The server's binary does not have the stage.
+    #[error(
+        "{node} runs mongod {version} without $backupCursor, which Percona Server for MongoDB and MongoDB Enterprise \
+         have: back it up with --method lock"
+    )]
+    NoBackupCursor {
+        /// host:port
+        node: String,
+        /// Of mongod.
+        version: String,
+    },
+    /// Somebody else's backup cursor.
+    #[error(
+        "another backup cursor was open on {node} for {seconds} s: another backup runs there, or a new member copies \
+         its files from it; try again later"
+    )]
+    CursorBusy {
+        /// host:port
+        node: String,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// The server has checkpoints, or an oplog that rolls over, faster than it can open a cursor.
+    #[error(
+        "{node} could not open a backup cursor in {attempts} attempts ({reason}): try again when it is less busy"
+    )]
+    CursorConflict {
+        /// host:port
+        node: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// What the server said last.
+        reason: String,
+    },
+    /// The cursor did not survive.
+    #[error("the backup cursor on {node} was lost ({reason}): nothing was saved, run the backup again")]
+    CursorLost {
+        /// host:port
+        node: String,
+        /// How it was noticed.
+        reason: String,
+    },
+    /// The cursor said something strange.
+    #[error("the backup cursor of {node} answered something that pbm-fs does not understand: {what}")]
+    CursorDocument {
+        /// host:port
+        node: String,
+        /// The strange thing.
+        what: String,
+    },
+    /// The journal did not get as far as the restore time.
+    #[error(
+        "{node} did not replicate up to its own last majority write within {seconds} s: look at its replication with \
+         rs.status() and try again"
+    )]
+    ExtendTimeout {
+        /// host:port
+        node: String,
+        /// How long we waited.
+        seconds: u64,
+    },
     /// The guard process could not be started or broke.
     #[error("the process that guards the lock failed ({reason}): nothing was locked")]
     Guard {
@@ -240,8 +301,12 @@ impl SourceError {
             Missing { .. } => ErrorKind::NotFound,
             NotADirectory { .. } | Uri { .. } => ErrorKind::Usage,
             Unreadable { .. } => ErrorKind::Io,
-            InUse { .. } | AlreadyLocked { .. } | LockTimeout { .. } => ErrorKind::Busy,
-            Changed { .. } | Lost { .. } => ErrorKind::Lost,
+            InUse { .. }
+            | AlreadyLocked { .. }
+            | LockTimeout { .. }
+            | CursorBusy { .. }
+            | CursorConflict { .. } => ErrorKind::Busy,
+            Changed { .. } | Lost { .. } | CursorLost { .. } => ErrorKind::Lost,
             Unreachable { .. } => ErrorKind::Unreachable,
             WrongPassword { .. } | NotAllowed { .. } => ErrorKind::Auth,
             NotUtf8 { .. }
@@ -252,8 +317,11 @@ impl SourceError {
             | NotInitiated { .. }
             | NoLocalMember { .. }
             | NotThisServer { .. }
+            | NoBackupCursor { .. }
             | Engine { .. } => ErrorKind::Unsupported,
-            Command { .. } | Guard { .. } | NotOpen => ErrorKind::Failed,
+            Command { .. } | CursorDocument { .. } | ExtendTimeout { .. } | Guard { .. } | NotOpen => {
+                ErrorKind::Failed
+            }
             Cancelled => ErrorKind::Cancelled,
         }
     }

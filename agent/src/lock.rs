@@ -11,10 +11,7 @@
 pub mod guard;
 mod handle;
 mod hashes;
-mod member;
-mod node_info;
 mod protocol;
-mod server;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,11 +25,12 @@ pub use handle::GuardCommand;
 
 use crate::directory::blocking;
 use crate::error::SourceError;
-use crate::source::{MemberRole, NodeInfo, Pinned, Source};
+use crate::node::member::{self, Choice, Member};
+use crate::node::node_info;
+use crate::node::server::{CommandFailure, Server};
+use crate::source::{MemberRole, NodeInfo, Pinned, Source, SourceKind};
 use crate::walk::{self, Fingerprint};
 use handle::GuardHandle;
-use member::{Choice, Member};
-use server::{CommandFailure, Server};
 
 /// What to lock, and how.
 #[derive(Clone)]
@@ -149,7 +147,9 @@ impl FsyncLockSource {
         if member.server.is_locked().await.map_err(on_node)? {
             return Err(SourceError::AlreadyLocked { node: node.into() });
         }
-        let info = node_info::collect(&member).await.map_err(on_node)?;
+        let info = node_info::collect(&member, SourceKind::FsyncLock)
+            .await
+            .map_err(on_node)?;
 
         // Logged in before the lock, and used for nothing but to unlock if the guard dies.
         let reserve = Server::connect(parsed, node).await.map_err(on_node)?;
@@ -231,6 +231,8 @@ impl FsyncLockSource {
                 files,
                 left_out: listing.left_out,
                 info,
+                since: None,
+                head: None,
             },
         ))
     }
@@ -285,7 +287,7 @@ impl Pin {
 #[async_trait]
 impl Source for FsyncLockSource {
     async fn open(&mut self) -> Result<Pinned, SourceError> {
-        let (parsed, choice) = member::choose(&self.options).await?;
+        let (parsed, choice) = member::choose(&self.options.uri, self.options.node.as_deref()).await?;
         let (pin, pinned) = match choice {
             Choice::Only(node) => self.pin(&parsed, &node).await?,
             Choice::BestOf { replset, nodes } => self.pin_best(&parsed, replset, nodes).await?,

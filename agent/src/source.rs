@@ -4,12 +4,15 @@
 //! pinned. The reader opens `root.join(path)` itself and reads `size` bytes; a file may grow behind that (a log in
 //! the dbPath), which is no part of the backup.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use pbmfs_dbpath::LeftOutReason;
 pub use pbmfs_repo::files::{FileKind, path_order};
+use pbmfs_repo::id::SnapshotName;
+use pbmfs_repo::objects::ChainHead;
 use serde::{Deserialize, Serialize};
 
 use crate::error::SourceError;
@@ -20,6 +23,15 @@ use crate::error::SourceError;
 /// whether it held: without its `Ok` nothing that was read may be committed.
 #[async_trait]
 pub trait Source: Send {
+    /// Name of the replica set, if that can be told before anything is pinned and is worth a question: a source that
+    /// knows of no increments need not be asked.
+    async fn replset(&mut self) -> Result<Option<String>, SourceError> {
+        Ok(None)
+    }
+
+    /// What `open` is to pin; only sources that can take increments care.
+    fn want(&mut self, _wanted: Wanted) {}
+
     /// Pins the files and tells what is pinned. Nothing is held if this fails, or if the future is dropped.
     async fn open(&mut self) -> Result<Pinned, SourceError>;
 
@@ -30,6 +42,48 @@ pub trait Source: Send {
     /// Ends the pin, whatever it answers. Ok only if the files were pinned the whole time; it must come before the
     /// commit of the snapshot.
     async fn release(&mut self) -> Result<(), SourceError>;
+}
+
+/// What kind of backup is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackupType {
+    /// Everything is read, and the server's history of changes is left alone.
+    #[default]
+    Physical,
+    /// Everything is read, and the server begins a new history, on which increments build.
+    Base,
+    /// What changed since an earlier snapshot is read; everything where that cannot be told.
+    Increment,
+}
+
+/// What is asked of a source.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// What kind of backup.
+    pub backup_type: BackupType,
+    /// A name that no backup of any server ever had: letters, digits, `_` and `.` only, because WiredTiger takes neither
+    /// colons nor spaces.
+    pub name: String,
+    /// Earlier snapshots from which a server may know what changed, newest first.
+    pub heads: Vec<Head>,
+}
+
+/// A snapshot, and the end of the chain that it left with a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The snapshot.
+    pub snapshot: SnapshotName,
+    /// What its node remembers of it.
+    pub head: ChainHead,
+}
+
+/// What changed since a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// The snapshot.
+    pub snapshot: SnapshotName,
+    /// By path. A file that is not here is read whole; one without ranges did not change.
+    pub ranges: HashMap<String, Vec<Range<u64>>>,
 }
 
 /// What a source has pinned.
@@ -43,6 +97,10 @@ pub struct Pinned {
     pub left_out: Vec<LeftOut>,
     /// About the node that the files belong to.
     pub info: NodeInfo,
+    /// What changed; None if that is not known, and everything has to be read.
+    pub since: Option<Since>,
+    /// What the server will remember of this backup.
+    pub head: Option<ChainHead>,
 }
 
 /// One file or directory. Symbolic links were followed: this is what they lead to.
@@ -158,7 +216,8 @@ pub struct NodeInfo {
     pub node: Option<String>,
     /// What the member was.
     pub role: Option<MemberRole>,
-    /// Every write up to here is in the files and none after.
+    /// The restore time. Under a lock every write up to here is in the files and none after. The journal of a backup
+    /// cursor may hold a few later ones, which a restore cuts off here.
     pub operation_time: Option<Timestamp>,
     /// Version of mongod.
     pub mongod_version: Option<String>,
@@ -170,6 +229,37 @@ pub struct NodeInfo {
     pub replset_config: Option<serde_json::Value>,
     /// `dbHash` and counts, when they were asked for.
     pub hashes: Option<Vec<DbHashes>>,
+    /// How the chain of increments went; absent if none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainInfo>,
+}
+
+/// How the chain of increments went at one backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainInfo {
+    /// What was done.
+    pub step: ChainStep,
+    /// The snapshot since which the changes are, of an increment.
+    pub source_snapshot: Option<String>,
+    /// Why everything was read although an increment was asked for.
+    pub reason: Option<String>,
+    /// Granularity in MiB in which the server names changes; of a base what was asked for, of an increment what its
+    /// ranges show.
+    pub block_size: Option<u32>,
+    /// Bytes in the ranges that the server named as changed, and in the files that it named whole.
+    pub bytes_named: Option<u64>,
+}
+
+/// What a backup was in its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChainStep {
+    /// The first of a chain, as it was asked for.
+    Base,
+    /// Only what the server named as changed was read.
+    Increment,
+    /// An increment was asked for and everything was read; the next increment goes on from here.
+    FullRead,
 }
 
 impl NodeInfo {
@@ -189,6 +279,7 @@ impl NodeInfo {
             storage: None,
             replset_config: None,
             hashes: None,
+            chain: None,
         }
     }
 }

@@ -188,7 +188,7 @@ impl Walk<'_> {
     }
 }
 
-fn source_file(path: String, meta: &Metadata) -> SourceFile {
+pub(crate) fn source_file(path: String, meta: &Metadata) -> SourceFile {
     let directory = meta.is_dir();
     SourceFile {
         path,

@@ -28,6 +28,7 @@ impl BackupProgress for Nobody {
 
 fn options() -> BackupOptions {
     BackupOptions {
+        backup_type: pbmfs_agent::BackupType::Physical,
         replset: Some("rs0".into()),
         cluster: None,
         memory: 64 << 20,

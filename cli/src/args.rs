@@ -105,17 +105,36 @@ pub struct Init {
 #[command(after_help = "\
 Examples:
   pbm-fs backup --uri 'mongodb://backup:secret@db1:27017,db2:27017/?replicaSet=rs0'
+  pbm-fs backup -t incremental --base --uri $URI   (begins a chain of increments)
+  pbm-fs backup -t incremental --uri $URI          (reads only what changed since)
   pbm-fs backup --uri mongodb://127.0.0.1:27017 --record-hashes
   pbm-fs backup --dbpath /var/lib/mongodb           (mongod is stopped)
   pbm-fs backup --dbpath /mnt/lvm-snapshot --replset rs0
 
-With --uri the member is locked with fsyncLock while its files are read: reads go on, writes wait. A secondary on
-this machine is taken unless --node or directConnection=true says otherwise. A process list shows a password that
+With --uri a member of Percona Server for MongoDB or MongoDB Enterprise is read through $backupCursor, while reads and
+writes go on; one of MongoDB Community is locked with fsyncLock while its files are read: reads go on, writes wait. A
+secondary on this machine is taken unless --node or directConnection=true says otherwise.
+
+An increment reads what the server says has changed since an earlier snapshot of the same member, and takes the rest
+from there by reference. Where the server cannot tell (another member, history lost, that snapshot deleted) everything
+is read and only new blocks are stored; the next increment goes on from there. Any snapshot can be deleted at any time. A process list shows a password that
 stands in --uri; in the environment variable PBMFS_URI it is not shown.")]
 pub struct Backup {
     /// Connection string of a running mongod or replica set (or in the environment variable PBMFS_URI)
     #[arg(long, value_name = "URI", conflicts_with = "dbpath")]
     pub uri: Option<String>,
+    /// What to take: everything, or what changed since the last snapshot
+    #[arg(long = "type", short = 't', value_enum, default_value_t = BackupType::Physical, value_name = "TYPE")]
+    pub backup_type: BackupType,
+    /// Begin a new chain of increments: the server forgets its history and everything is read
+    #[arg(long, conflicts_with = "dbpath")]
+    pub base: bool,
+    /// Unit in MiB in which the server names changes (default: that of the chain, or 1). A change begins a new history
+    #[arg(long, value_name = "MIB", conflicts_with = "dbpath", value_parser = clap::value_parser!(u32).range(1..=2048))]
+    pub block_size: Option<u32>,
+    /// How the files of a running server are kept still
+    #[arg(long, value_enum, default_value_t = Method::Auto, conflicts_with = "dbpath")]
+    pub method: Method,
     /// Directory of a stopped mongod, or a file-system snapshot of one
     #[arg(long, value_name = "DIR")]
     pub dbpath: Option<PathBuf>,
@@ -131,10 +150,10 @@ pub struct Backup {
     /// Name of the cluster in the snapshot (default: the replica set's)
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
-    /// Record dbHash and counts of every database under the lock; takes a read of all documents
+    /// Record dbHash and counts of every database under fsyncLock; takes a read of all documents
     #[arg(long, conflicts_with = "dbpath")]
     pub record_hashes: bool,
-    /// Longest wait for the lock
+    /// Longest wait for the lock, or for another backup cursor to be closed
     #[arg(
         long,
         value_name = "SECONDS",
@@ -142,6 +161,26 @@ pub struct Backup {
         conflicts_with = "dbpath"
     )]
     pub lock_timeout: u64,
+}
+
+/// What a backup takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackupType {
+    /// Everything
+    Physical,
+    /// What changed since the last snapshot, if the server can tell
+    Incremental,
+}
+
+/// How a running server's files are kept still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// $backupCursor where the server has it, fsyncLock otherwise
+    Auto,
+    /// $backupCursor: writes go on
+    Cursor,
+    /// fsyncLock: writes wait
+    Lock,
 }
 
 #[derive(Debug, Args)]

@@ -230,18 +230,38 @@ impl Repository {
     pub async fn snapshots(&self) -> Result<Vec<Listing>> {
         let mut out = Vec::new();
         for name in self.candidates().await? {
-            match self.committed(&name).await {
-                Ok(Some(Committed::Snapshot(doc))) => out.push(Listing::Snapshot(doc)),
-                Ok(Some(Committed::Tombstone(_)) | None) => {}
-                Err(e @ RepoError::Damaged { .. }) => out.push(Listing::Unreadable(name, e.to_string())),
-                Err(e) => return Err(e),
-            }
+            out.extend(self.listing(name).await?);
         }
         out.sort_by_key(|listing| match listing {
             Listing::Snapshot(doc) => (doc.started, doc.name.clone()),
             Listing::Unreadable(name, _) => (name.moment(), name.clone()),
         });
         Ok(out)
+    }
+
+    /// The last `count` snapshots by name, newest first. One request each, besides those of the listing.
+    ///
+    /// # Errors
+    /// The storage's.
+    pub async fn newest_first(&self, count: usize) -> Result<Vec<Listing>> {
+        let mut out = Vec::new();
+        for name in self.candidates().await?.into_iter().rev() {
+            if out.len() == count {
+                break;
+            }
+            out.extend(self.listing(name).await?);
+        }
+        Ok(out)
+    }
+
+    /// What a listing says of a name; `None` for one that was deleted.
+    async fn listing(&self, name: SnapshotName) -> Result<Option<Listing>> {
+        match self.committed(&name).await {
+            Ok(Some(Committed::Snapshot(doc))) => Ok(Some(Listing::Snapshot(doc))),
+            Ok(Some(Committed::Tombstone(_)) | None) => Ok(None),
+            Err(e @ RepoError::Damaged { .. }) => Ok(Some(Listing::Unreadable(name, e.to_string()))),
+            Err(e) => Err(e),
+        }
     }
 
     /// The snapshot that `asked` means: a whole name, the beginning of just one, or `latest`.

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::protocol::{Order, Report, UNLOCKED, WENT_AWAY};
-use super::server::{CommandFailure, Server, Settled, parse_uri};
+use crate::node::server::{CommandFailure, Server, Settled, parse_uri};
 
 /// The first argument that makes the program a guard; hidden from its help.
 pub const GUARD_ARGUMENT: &str = "__lock-guard";

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::guard::GUARD_ARGUMENT;
 use super::protocol::{Order, Report, UNLOCKED, WENT_AWAY};
-use super::server::{CommandFailure, Server, Settled};
 use crate::error::SourceError;
+use crate::node::server::{CommandFailure, Server, Settled};
 use crate::source::Timestamp;
 
 /// How long the guard may take to log in. Nothing is locked yet.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use mongodb::bson::{Document, doc};
 
-use super::server::{CommandFailure, Server, integer};
+use crate::node::server::{CommandFailure, Server, integer};
 use crate::source::DbHashes;
 
 /// Every database but `local`, which is each member's own.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::server::CommandFailure;
+use crate::node::server::CommandFailure;
 use crate::source::Timestamp;
 
 /// From the parent. The first is `Connect`; stdin's end stands for `Unlock` at any time.

@@ -36,6 +36,7 @@ async fn repository() -> Repository {
 
 async fn snapshot(repo: &Repository, tree: &Path) -> SnapshotDoc {
     let options = BackupOptions {
+        backup_type: crate::BackupType::Physical,
         replset: None,
         cluster: None,
         memory: 64 << 20,

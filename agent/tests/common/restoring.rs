@@ -208,6 +208,7 @@ pub async fn open_repo(path: &Path) -> Repository {
 
 pub async fn back_up(repo: &Repository, root: &Path) -> SnapshotDoc {
     let options = BackupOptions {
+        backup_type: pbmfs_agent::BackupType::Physical,
         replset: Some("rs0".into()),
         cluster: None,
         memory: 64 << 20,

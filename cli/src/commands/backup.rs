@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pbmfs_agent::backup::{BackupOptions, BackupProgress, Phase, backup};
-use pbmfs_agent::{DirectorySource, FsyncLockSource, LockOptions, Source};
+use pbmfs_agent::{
+    BackupType, CursorOptions, DirectorySource, LiveSource, LockOptions, Method as PinMethod, Source,
+};
 use pbmfs_repo::ingest::{IngestOptions, Progress};
 use pbmfs_repo::objects::SnapshotDoc;
 
-use crate::args::{Backup, Global, OutputFormat};
+use crate::args::{Backup, BackupType as AskedType, Global, Method, OutputFormat};
 use crate::commands::cancel_on_signal;
 use crate::exit::{Failure, Outcome};
 use crate::progress::Meter;
@@ -48,6 +50,21 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
         (None, None) => std::env::var("PBMFS_URI").ok().filter(|uri| !uri.is_empty()),
         (uri, _) => uri,
     };
+    let backup_type = match (args.backup_type, args.base) {
+        (AskedType::Physical, false) => BackupType::Physical,
+        (AskedType::Physical, true) => {
+            return Err(Failure::usage(
+                "--base begins a chain of increments: say -t incremental --base",
+            ));
+        }
+        (AskedType::Incremental, true) => BackupType::Base,
+        (AskedType::Incremental, false) => BackupType::Increment,
+    };
+    if backup_type != BackupType::Physical && args.dbpath.is_some() {
+        return Err(Failure::usage(
+            "a directory cannot tell what changed in it: leave out -t incremental; only new blocks are stored anyway",
+        ));
+    }
     let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
     // An eighth of the memory is the repository's cache.
@@ -63,6 +80,7 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
     }
     open::sweep(global);
     let options = BackupOptions {
+        backup_type,
         replset: args.replset,
         cluster: args.cluster,
         memory,
@@ -73,12 +91,22 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
     let mut source: Box<dyn Source> = match (uri, args.dbpath) {
         (_, Some(dbpath)) => Box::new(DirectorySource::new(dbpath)),
         (Some(uri), None) => {
+            let mut cursor = CursorOptions::new(&uri);
+            cursor.node = args.node.clone();
+            cursor.dbpath = args.local_dbpath.clone();
+            cursor.block_size = args.block_size;
+            cursor.patience = Duration::from_secs(args.lock_timeout);
             let mut lock = LockOptions::new(uri);
             lock.node = args.node;
             lock.dbpath = args.local_dbpath;
             lock.record_hashes = args.record_hashes;
             lock.patience = Duration::from_secs(args.lock_timeout);
-            Box::new(FsyncLockSource::new(lock))
+            let method = match args.method {
+                Method::Auto => PinMethod::Auto,
+                Method::Cursor => PinMethod::Cursor,
+                Method::Lock => PinMethod::Lock,
+            };
+            Box::new(LiveSource::new(method, cursor, lock))
         }
         (None, None) => {
             return Err(Failure::usage(

@@ -6,8 +6,8 @@ use super::member::Member;
 use super::server::{CommandFailure, Server};
 use crate::source::{NodeInfo, SourceKind, StorageOptions};
 
-/// All but what only the lock tells. Run before the lock: it keeps writes blocked for shorter.
-pub(crate) async fn collect(member: &Member) -> Result<NodeInfo, CommandFailure> {
+/// All but what only the pin tells. Run before the pin: a lock keeps writes blocked for shorter.
+pub(crate) async fn collect(member: &Member, source: SourceKind) -> Result<NodeInfo, CommandFailure> {
     let Member {
         server, hello, role, ..
     } = member;
@@ -43,7 +43,7 @@ pub(crate) async fn collect(member: &Member) -> Result<NodeInfo, CommandFailure>
         fcv,
         storage: Some(storage(&member.command_line, &member.engine)),
         replset_config: config.map(|config| Bson::Document(config).into_canonical_extjson()),
-        ..NodeInfo::unknown(SourceKind::FsyncLock)
+        ..NodeInfo::unknown(source)
     })
 }
 

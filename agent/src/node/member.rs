@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use mongodb::bson::{Document, doc};
 use mongodb::options::ClientOptions;
 
-use super::LockOptions;
 use super::server::{CommandFailure, Hello, Server, integer, parse_uri};
 use crate::error::SourceError;
 use crate::source::MemberRole;
@@ -38,12 +37,10 @@ pub(crate) struct Member {
 
 /// Decides where to look. `--node` or `directConnection=true` name one member; a standalone is the only one anyway;
 /// of a set it is the secondary with the least lag, and the primary last.
-pub(crate) async fn choose(options: &LockOptions) -> Result<(ClientOptions, Choice), SourceError> {
-    let parsed = parse_uri(&options.uri)
-        .await
-        .map_err(|failure| failure.on("the server"))?;
-    if let Some(node) = &options.node {
-        return Ok((parsed, Choice::Only(node.clone())));
+pub(crate) async fn choose(uri: &str, node: Option<&str>) -> Result<(ClientOptions, Choice), SourceError> {
+    let parsed = parse_uri(uri).await.map_err(|failure| failure.on("the server"))?;
+    if let Some(node) = node {
+        return Ok((parsed, Choice::Only(node.to_owned())));
     }
     let seeds: Vec<String> = parsed.hosts.iter().map(ToString::to_string).collect();
     if parsed.direct_connection == Some(true)

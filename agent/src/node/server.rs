@@ -15,7 +15,7 @@ use mongodb::error::{Error, ErrorKind};
 use mongodb::options::{
     ClientOptions, ReadPreference, SelectionCriteria, ServerAddress, ServerMonitoringMode,
 };
-use mongodb::{Client, Database};
+use mongodb::{Client, ClientSession, Database};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -271,6 +271,30 @@ impl Server {
             .selection_criteria(SelectionCriteria::ReadPreference(
                 ReadPreference::SecondaryPreferred { options: None },
             ))
+            .await
+            .map_err(|error| CommandFailure::of(&name, &error))
+    }
+
+    /// A session: a cursor may be used in the one that it was made in alone.
+    pub(crate) async fn session(&self) -> Result<ClientSession, CommandFailure> {
+        let started = self.client.start_session().await;
+        started.map_err(|error| CommandFailure::of("startSession", &error))
+    }
+
+    /// Runs a command in a session, for as long as it takes.
+    pub(crate) async fn run_in(
+        &self,
+        session: &mut ClientSession,
+        db: &str,
+        command: Document,
+    ) -> Result<Document, CommandFailure> {
+        let name = command.keys().next().cloned().unwrap_or_default();
+        self.database(db)
+            .run_command(command)
+            .selection_criteria(SelectionCriteria::ReadPreference(
+                ReadPreference::SecondaryPreferred { options: None },
+            ))
+            .session(session)
             .await
             .map_err(|error| CommandFailure::of(&name, &error))
     }

@@ -1,0 +1,90 @@
+use mongodb::bson::{Timestamp as Ts, doc};
+
+use super::*;
+
+fn listed(incremental: bool, documents: &[Document]) -> Result<Listed, String> {
+    let mut out = Listed::default();
+    for document in documents {
+        out.add(document, Path::new("/data/db"), incremental)?;
+    }
+    Ok(out)
+}
+
+#[test]
+fn metadata_of_several_servers() {
+    let ts = |time| Bson::Timestamp(Ts { time, increment: 3 });
+    let full = doc! {"metadata": {
+        "backupId": "id", "dbpath": "/data/db", "checkpointTimestamp": ts(7),
+        "oplogEnd": {"ts": ts(9), "t": 1_i64}, "oplogStart": {"ts": ts(1), "t": 1_i64},
+    }};
+    let read = Metadata::read(&full).unwrap();
+    assert_eq!(read.checkpoint, Some(Timestamp { t: 7, i: 3 }));
+    assert_eq!(read.oplog_end, Some(Timestamp { t: 9, i: 3 }));
+    // A standalone server.
+    let bare = doc! {"metadata": {"dbpath": "/data/db", "checkpointTimestamp": ts(0)}};
+    let read = Metadata::read(&bare).unwrap();
+    assert_eq!((read.checkpoint, read.backup_id), (None, None));
+    for bad in [doc! {"filename": "/data/db/a.wt"}, doc! {"metadata": {}}] {
+        assert!(Metadata::read(&bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn ranges_count_in_an_increment_alone() {
+    let documents = [
+        doc! {"filename": "/data/db/a.wt", "fileSize": 5_000_000_i64, "offset": 0_i64, "length": 1_048_576_i64},
+        doc! {"filename": "/data/db/a.wt", "fileSize": 5_000_000_i64, "offset": 4_194_304_i64, "length": 1_048_576_i64},
+        doc! {"filename": "/data/db/same.wt", "fileSize": 8192, "offset": 0, "length": 0},
+        doc! {"filename": "/data/db/db/WiredTiger.backup", "fileSize": 300.0, "offset": 0, "length": 0},
+        doc! {"filename": "/data/db/old.wt", "fileSize": 4096},
+    ];
+    let increment = listed(true, &documents).unwrap();
+    let a = &increment.files["a.wt"];
+    assert_eq!(a.ranges, [0..1_048_576, 4_194_304..5_242_880]);
+    assert!(!a.whole && a.size == Some(5_000_000));
+    let same = &increment.files["same.wt"];
+    assert!(!same.whole && same.ranges.is_empty());
+    // What is no table has no granules, and a server that tells no ranges knows none.
+    assert!(increment.files["db/WiredTiger.backup"].whole);
+    assert!(increment.files["old.wt"].whole);
+    assert_eq!(increment.granularity(), Some(1_048_576));
+    assert_eq!(
+        increment.bytes_named(),
+        1_048_576 + (5_000_000 - 4_194_304) + 300 + 4096
+    );
+    let base = listed(false, &documents).unwrap();
+    assert!(base.files.values().all(|file| file.whole));
+    assert_eq!(base.granularity(), None);
+}
+
+#[test]
+fn a_range_behind_the_end_counts_for_nothing() {
+    let documents =
+        [doc! {"filename": "/data/db/a.wt", "fileSize": 4096, "offset": 16 << 20, "length": 16 << 20}];
+    let listed = listed(true, &documents).unwrap();
+    assert_eq!(listed.bytes_named(), 0);
+    assert_eq!(listed.granularity(), Some(16 << 20));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let bad = [
+        doc! {"fileSize": 1},
+        doc! {"filename": "/etc/passwd", "fileSize": 1},
+        doc! {"filename": "/data/db", "fileSize": 1},
+        doc! {"filename": "/data/db/../x.wt", "fileSize": 1},
+        doc! {"filename": "/data/db/a.wt", "fileSize": -1},
+        doc! {"filename": "/data/db/a.wt", "offset": i64::MAX, "length": -5_i64},
+    ];
+    for document in bad {
+        assert!(
+            listed(true, std::slice::from_ref(&document)).is_err(),
+            "{document}"
+        );
+    }
+    let two_sizes = [
+        doc! {"filename": "/data/db/a.wt", "fileSize": 1},
+        doc! {"filename": "a.wt", "fileSize": 2},
+    ];
+    assert!(listed(true, &two_sizes).is_err());
+}
