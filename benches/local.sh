@@ -49,6 +49,7 @@ command -v fincore >/dev/null || die "fincore is missing: install util-linux (De
 
 json=${json:+$(realpath -m -- "$json")}
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+. scripts/env.sh
 target=${CARGO_TARGET_DIR:-target}
 data=$(realpath -m -- "${data:-$target/bench-data}")
 megabytes=2900

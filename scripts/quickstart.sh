@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ./scripts/setup.sh build
+. scripts/env.sh
 [ "$(id -u)" = 0 ] || { echo "quickstart: mounting needs root" >&2; exit 1; }
 [ -c /dev/fuse ] || { echo "quickstart: /dev/fuse is missing: load the kernel's fuse module" >&2; exit 1; }
 

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 ./scripts/setup.sh test
 tools="${PBMFS_TOOLS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pbm-fs-tools}"
 export PATH="$tools/bin:$PATH"
+. scripts/env.sh
 
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
