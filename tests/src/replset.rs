@@ -12,6 +12,7 @@ use mongodb::{
 };
 
 use crate::{
+    cursor_server::{CursorServer, CursorServerOptions},
     error::{Doing, Result, RigError},
     mongod::{Mongod, MongodOptions, client},
 };
@@ -32,6 +33,9 @@ pub struct ReplSetOptions {
     /// `settings.electionTimeoutMillis`: how soon a dead primary is replaced. Short ones lead to elections for no
     /// reason on a busy machine.
     pub election_timeout: Duration,
+    /// With a backup-cursor server before each member. The members' addresses in the configuration are then those of the
+    /// cursor servers, so that nobody who asks a member for the others, the members themselves included, gets round them.
+    pub cursor_servers: Option<CursorServerOptions>,
 }
 
 impl ReplSetOptions {
@@ -52,7 +56,15 @@ impl ReplSetOptions {
             members,
             mongod: MongodOptions::default(),
             election_timeout: Duration::from_secs(5),
+            cursor_servers: None,
         }
+    }
+
+    /// Puts a backup-cursor server before each member.
+    #[must_use]
+    pub fn with_cursor_servers(mut self, options: CursorServerOptions) -> Self {
+        self.cursor_servers = Some(options);
+        self
     }
 
     /// Starts each member with these options.
@@ -67,6 +79,8 @@ impl ReplSetOptions {
 #[derive(Debug)]
 pub struct ReplSet {
     name: String,
+    // Dropped first: they may hold a member's lock.
+    cursor_servers: Vec<CursorServer>,
     members: Vec<Mongod>,
 }
 
@@ -79,6 +93,7 @@ impl ReplSet {
             members,
             mongod,
             election_timeout,
+            cursor_servers,
         } = options;
         let starts = (0..members).map(|index| {
             let options = MongodOptions {
@@ -88,18 +103,24 @@ impl ReplSet {
             };
             Mongod::start(place.as_ref().join(format!("{name}-{index}")), options)
         });
+        let members = try_join_all(starts).await?;
+        let cursor_servers = cursor_servers.iter().flat_map(|options| {
+            let before = |member| CursorServer::start(member, options.clone());
+            members.iter().map(before)
+        });
         let set = Self {
-            members: try_join_all(starts).await?,
+            cursor_servers: cursor_servers.collect::<Result<_>>()?,
+            members,
             name,
         };
         let Some(first) = set.members.first() else {
             return Err(RigError::Check("a replica set needs a member".into()));
         };
         let list: Vec<_> = set
-            .members
-            .iter()
+            .hosts()
+            .into_iter()
             .zip(0_i32..)
-            .map(|(member, id)| Bson::from(doc! {"_id": id, "host": member.host()}))
+            .map(|(host, id)| Bson::from(doc! {"_id": id, "host": host}))
             .collect();
         let settings = doc! {
             "electionTimeoutMillis": i64::try_from(election_timeout.as_millis()).unwrap_or(i64::MAX),
@@ -127,6 +148,7 @@ impl ReplSet {
     pub fn adopt(name: &str, members: Vec<Mongod>) -> Self {
         Self {
             name: name.into(),
+            cursor_servers: Vec::new(),
             members,
         }
     }
@@ -146,10 +168,22 @@ impl ReplSet {
         &mut self.members[index]
     }
 
+    /// The addresses in the set's configuration.
+    pub fn hosts(&self) -> Vec<String> {
+        match self.cursor_servers.is_empty() {
+            true => self.members.iter().map(Mongod::host).collect(),
+            false => self.cursor_servers.iter().map(CursorServer::address).collect(),
+        }
+    }
+
+    /// The backup-cursor servers, one before each member, if the set was started with them.
+    pub fn cursor_servers(&self) -> &[CursorServer] {
+        &self.cursor_servers
+    }
+
     /// Reaches the set through all members.
     pub fn uri(&self) -> String {
-        let hosts: Vec<_> = self.members.iter().map(Mongod::host).collect();
-        format!("mongodb://{}/?replicaSet={}", hosts.join(","), self.name)
+        format!("mongodb://{}/?replicaSet={}", self.hosts().join(","), self.name)
     }
 
     /// A client of the set: writes go to the primary, whoever that is.

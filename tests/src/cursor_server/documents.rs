@@ -1,0 +1,282 @@
+//! What clients ask for, and the shapes of the answers.
+
+use mongodb::bson::{Bson, Document, RawDocument, Timestamp, Uuid, doc};
+
+use super::{
+    failure::{FAILED_TO_PARSE, Failure, INVALID_OPTIONS, TYPE_MISMATCH},
+    history::NamedRange,
+    pin::Pin,
+};
+
+/// How the server words its documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Style {
+    /// Percona Server since 4.4.18, 5.0.14, 6.0.3: `offset` and `length` are left out where both are 0; in a base the
+    /// length is that of the file.
+    #[default]
+    Percona,
+    /// Percona Server before that: `filename` and `fileSize` alone, and the stage's options are passed over in silence.
+    PerconaEarly,
+    /// MongoDB Enterprise: file documents also say `required`, `ns` and `uuid`, and metadata does not repeat the options.
+    Enterprise,
+    /// Every document has all four fields, and in a base a whole file is 0 and 0.
+    Explicit,
+}
+
+/// The options of `$backupCursor`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackupOptions {
+    /// `disableIncrementalBackup`.
+    pub disable: bool,
+    /// `incrementalBackup`.
+    pub incremental: bool,
+    /// `blockSize`, in MB.
+    pub block_size: Option<i32>,
+    /// `thisBackupName`.
+    pub this_name: Option<String>,
+    /// `srcBackupName`.
+    pub source_name: Option<String>,
+}
+
+impl BackupOptions {
+    /// The server's own default.
+    pub(super) fn block_size_mb(&self) -> i32 {
+        self.block_size.unwrap_or(16)
+    }
+
+    pub(super) fn parse(spec: Option<&Bson>, style: Style) -> Result<Self, Failure> {
+        let Some(Bson::Document(spec)) = spec else {
+            return Err(Failure::new(
+                FAILED_TO_PARSE,
+                "$backupCursor parameters must be specified in an object",
+            ));
+        };
+        let mut options = Self::default();
+        if style == Style::PerconaEarly {
+            return Ok(options);
+        }
+        let mismatch = |name: &str, kind: &str| {
+            let text = format!("The '{name}' parameter of the $backupCursor stage must be a {kind} value");
+            Failure::new(TYPE_MISMATCH, text)
+        };
+        for (name, value) in spec {
+            let boolean = || value.as_bool().ok_or_else(|| mismatch(name, "boolean"));
+            let string = || match value.as_str() {
+                Some(text) => Ok(Some(text.to_owned())),
+                None => Err(mismatch(name, "string")),
+            };
+            match name.as_str() {
+                "disableIncrementalBackup" => options.disable = boolean()?,
+                "incrementalBackup" => options.incremental = boolean()?,
+                "blockSize" => match value {
+                    Bson::Int32(size) if *size > 0 => options.block_size = Some(*size),
+                    _ => return Err(mismatch(name, "positive integer")),
+                },
+                "thisBackupName" => options.this_name = string()?,
+                "srcBackupName" => options.source_name = string()?,
+                _ => {
+                    let text = format!("Unrecognized option '{name}' in $backupCursor stage");
+                    return Err(Failure::new(FAILED_TO_PARSE, text));
+                }
+            }
+        }
+        let invalid = |text: &str| Err(Failure::new(INVALID_OPTIONS, text));
+        let (this, source) = (&options.this_name, &options.source_name);
+        if options.incremental && options.disable {
+            return invalid(
+                "'incrementalBackup' and 'disableIncrementalBackup' parameters are mutually exclusive. Cannot enable both",
+            );
+        }
+        if !options.incremental && (this.is_some() || source.is_some()) {
+            return invalid(
+                "'thisBackupName' and 'srcBackupName' parameters are only allowed when 'incrementalBackup' is true",
+            );
+        }
+        if options.incremental && this.as_deref().is_none_or(str::is_empty) {
+            return invalid("'thisBackupName' needs to exist when incrementalBackup=true");
+        }
+        Ok(options)
+    }
+}
+
+/// `$backupCursorExtend`'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ExtendOptions {
+    pub(super) backup_id: Uuid,
+    pub(super) timestamp: Timestamp,
+}
+
+impl ExtendOptions {
+    pub(super) fn parse(spec: Option<&Bson>) -> Result<Self, Failure> {
+        let field = |name: &str| spec.and_then(Bson::as_document).and_then(|spec| spec.get(name));
+        let missing =
+            |name: &str| Failure::new(INVALID_OPTIONS, format!("Required parameter missing: {name}"));
+        let mismatch = |name: &str| {
+            let text = format!("The '{name}' parameter of the $backupCursorExtend stage has a wrong type");
+            Failure::new(TYPE_MISMATCH, text)
+        };
+        let backup_id = match field("backupId").ok_or_else(|| missing("backupId"))? {
+            Bson::Binary(binary) => binary.to_uuid().map_err(|_| mismatch("backupId"))?,
+            _ => return Err(mismatch("backupId")),
+        };
+        let timestamp = field("timestamp").ok_or_else(|| missing("timestamp"))?;
+        Ok(Self {
+            backup_id,
+            timestamp: timestamp.as_timestamp().ok_or_else(|| mismatch("timestamp"))?,
+        })
+    }
+}
+
+/// A command that is answered here.
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    pub(super) kind: Kind,
+    pub(super) database: String,
+    /// The session that it comes in.
+    pub(super) session: Option<Bson>,
+    pub(super) batch_size: Option<usize>,
+    pub(super) max_time_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    /// With the stage's value.
+    Open(Option<Bson>),
+    Extend(Option<Bson>),
+    GetMore(i64),
+    Kill(Vec<i64>),
+}
+
+impl Command {
+    /// The command in a message, if it is one of those that can be meant for a backup cursor.
+    pub(super) fn of(body: &RawDocument) -> Option<Self> {
+        let (name, _) = body.iter().next()?.ok()?;
+        if !["aggregate", "getMore", "killCursors"].contains(&name) {
+            return None;
+        }
+        let body = Document::try_from(body).ok()?;
+        let number = |value: &Bson| match value {
+            Bson::Int32(value) => Some(i64::from(*value)),
+            Bson::Int64(value) => Some(*value),
+            Bson::Double(value) => Some(*value as i64),
+            _ => None,
+        };
+        let kind = match name {
+            // On no collection.
+            "aggregate" if body.get("aggregate").and_then(number) == Some(1) => {
+                let stage = body.get_array("pipeline").ok()?.first()?.as_document()?;
+                match stage.keys().next()?.as_str() {
+                    "$backupCursor" => Kind::Open(stage.get("$backupCursor").cloned()),
+                    "$backupCursorExtend" => Kind::Extend(stage.get("$backupCursorExtend").cloned()),
+                    _ => return None,
+                }
+            }
+            "getMore" => Kind::GetMore(body.get("getMore").and_then(number)?),
+            "killCursors" => Kind::Kill(
+                body.get_array("cursors")
+                    .ok()?
+                    .iter()
+                    .filter_map(number)
+                    .collect(),
+            ),
+            _ => return None,
+        };
+        let batch_size = match kind {
+            Kind::GetMore(_) => body.get("batchSize"),
+            _ => body
+                .get_document("cursor")
+                .ok()
+                .and_then(|cursor| cursor.get("batchSize")),
+        };
+        Some(Self {
+            kind,
+            database: body.get_str("$db").unwrap_or("admin").to_owned(),
+            session: body
+                .get_document("lsid")
+                .ok()
+                .and_then(|lsid| lsid.get("id"))
+                .cloned(),
+            batch_size: batch_size
+                .and_then(number)
+                .and_then(|size| usize::try_from(size).ok()),
+            max_time_ms: body
+                .get("maxTimeMS")
+                .and_then(number)
+                .map(i64::unsigned_abs)
+                .filter(|time| *time > 0),
+        })
+    }
+}
+
+/// The first document of a backup cursor.
+pub(super) fn metadata(id: Uuid, pin: &Pin, options: &BackupOptions, style: Style) -> Document {
+    let mut metadata = doc! {"backupId": id, "dbpath": text(&pin.directory)};
+    if let Some((start, end)) = pin.oplog {
+        metadata.insert("oplogStart", start.to_document());
+        metadata.insert("oplogEnd", end.to_document());
+    }
+    if let Some(checkpoint) = pin.checkpoint {
+        metadata.insert("checkpointTimestamp", checkpoint);
+    }
+    if matches!(style, Style::Percona | Style::Explicit) {
+        metadata.insert("disableIncrementalBackup", options.disable);
+        metadata.insert("incrementalBackup", options.incremental);
+        metadata.insert("blockSize", options.block_size_mb());
+        for (name, value) in [
+            ("thisBackupName", &options.this_name),
+            ("srcBackupName", &options.source_name),
+        ] {
+            if let Some(value) = value {
+                metadata.insert(name, value);
+            }
+        }
+    }
+    doc! {"metadata": metadata}
+}
+
+/// The document of a file or a range.
+pub(super) fn file(pin: &Pin, range: &NamedRange, style: Style) -> Document {
+    let mut document = doc! {
+        "filename": text(&pin.directory.join(&range.file)), "fileSize": signed(range.file_size),
+    };
+    let (offset, length) = (signed(range.offset), signed(range.length));
+    let said = match style {
+        Style::Percona | Style::Enterprise => offset != 0 || length != 0,
+        Style::PerconaEarly => false,
+        Style::Explicit => true,
+    };
+    if said {
+        document.insert("offset", offset);
+        document.insert("length", length);
+    }
+    if style == Style::Enterprise {
+        document.extend(doc! {"required": true, "ns": "", "uuid": ""});
+    }
+    document
+}
+
+/// The document of a journal file that an extend names.
+pub(super) fn journal(pin: &std::path::Path, name: &str, style: Style) -> Document {
+    let mut document = doc! {"filename": text(&pin.join("journal").join(name))};
+    if style == Style::Enterprise {
+        document.insert("required", true);
+    }
+    document
+}
+
+/// The reply to an aggregate or a getMore.
+pub(super) fn batch(database: &str, first: bool, id: i64, documents: Vec<Document>) -> Document {
+    let batch = if first { "firstBatch" } else { "nextBatch" };
+    doc! {
+        "cursor": {batch: documents, "id": id, "ns": format!("{database}.$cmd.aggregate")},
+        "ok": 1.0,
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn text(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
