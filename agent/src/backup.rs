@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pbmfs_dbpath::is_journal;
 use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
 use pbmfs_repo::ingest::{
@@ -21,7 +22,7 @@ use pbmfs_repo::{Listing, ReplsetReader, RepoError, Repository, Session, Snapsho
 use crate::error::SourceError;
 use crate::quiet_read::QuietFile;
 use crate::source::{
-    BackupType, ChainInfo, ChainStep, FileKind, Head, Pinned, Since, Source, SourceFile, Wanted,
+    BackupType, ChainInfo, ChainStep, FileKind, Head, Pinned, Since, Source, SourceFile, SourceKind, Wanted,
 };
 
 /// How often the pin is looked at while files are read.
@@ -403,6 +404,7 @@ impl Backup<'_> {
             input: Arc::new(Directory {
                 root: pinned.root.clone(),
                 since: pinned.since.clone(),
+                live: pinned.info.source == SourceKind::BackupCursor,
                 lost: lost.clone(),
             }),
             files,
@@ -511,12 +513,16 @@ fn full_read(pinned: &mut Pinned, reason: String) {
 struct Directory {
     root: PathBuf,
     since: Option<Since>,
+    /// Whether a server writes there meanwhile.
+    live: bool,
     lost: Arc<Mutex<Option<String>>>,
 }
 
 impl Input for Directory {
     fn open(&self, file: &FileMeta) -> io::Result<Box<dyn ReadAt>> {
-        Ok(Box::new(QuietFile::open(&self.root.join(&file.path))?))
+        let open = QuietFile::open(&self.root.join(&file.path))?;
+        let log = self.live && is_journal(&file.path);
+        Ok(Box::new(if log { open.padded() } else { open }))
     }
 
     fn changes(&self, file: &FileMeta) -> Changes {

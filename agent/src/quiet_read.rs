@@ -25,6 +25,8 @@ const DIRECT_LEN: usize = 1 << 20;
 pub struct QuietFile {
     file: File,
     how: How,
+    /// Whether zeros follow the end.
+    padded: bool,
 }
 
 enum How {
@@ -53,12 +55,23 @@ impl QuietFile {
                     return Ok(Self {
                         file: fd.into(),
                         how: How::Direct(DirectBuffer::new()),
+                        padded: false,
                     });
                 }
                 Err(_) => How::Plain,
             },
         };
-        Ok(Self { file, how })
+        Ok(Self {
+            file,
+            how,
+            padded: false,
+        })
+    }
+
+    /// Reads zeros behind the file's end instead of failing there. For a journal that is in use: a file of it is made in
+    /// its full length, and cut to what was written when the next one begins.
+    pub fn padded(self) -> Self {
+        Self { padded: true, ..self }
     }
 
     fn read_at(&mut self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
@@ -91,6 +104,10 @@ impl ReadAt for QuietFile {
     fn read_exact_at(&mut self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
         while !out.is_empty() {
             match self.read_at(offset, out) {
+                Ok(0) if self.padded => {
+                    out.fill(0);
+                    return Ok(());
+                }
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => {
                     offset += n as u64;
@@ -156,6 +173,7 @@ mod tests {
             let mut file = QuietFile {
                 file: fd.into(),
                 how: How::Direct(DirectBuffer::new()),
+                padded: false,
             };
             let mut read = vec![0; len];
             for (part, at) in read.chunks_mut(300_001).zip((0..).step_by(300_001)) {
@@ -164,6 +182,10 @@ mod tests {
             assert!(read == bytes, "{len}");
             let behind = file.read_exact_at(len as u64, &mut [0]).unwrap_err();
             assert_eq!(behind.kind(), io::ErrorKind::UnexpectedEof);
+            let mut file = file.padded();
+            let mut over = [7; 3];
+            file.read_exact_at(len as u64 - 1, &mut over).unwrap();
+            assert_eq!(over, [bytes[len - 1], 0, 0]);
         }
     }
 }

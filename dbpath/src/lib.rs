@@ -8,4 +8,4 @@ pub mod blocks;
 pub mod selection;
 
 pub use blocks::TableCutter;
-pub use selection::{JournalPolicy, LeftOutReason, Selection, classify, is_wiredtiger_table};
+pub use selection::{JournalPolicy, LeftOutReason, Selection, classify, is_journal, is_wiredtiger_table};

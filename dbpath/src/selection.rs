@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 pub enum JournalPolicy {
     /// A stopped server's files: after a crash the journal holds writes that no table has yet.
     Keep,
-    /// Files pinned by `fsyncLock` or a backup cursor: `WiredTiger.backup` names a complete checkpoint, so there
-    /// is nothing to replay, and the hundreds of megabytes of journal would only slow the restore's first start.
+    /// Files pinned by `fsyncLock`: `WiredTiger.backup` names a complete checkpoint, so there is nothing to replay, and the hundreds of megabytes of journal would only slow the restore's first start.
     /// The empty directory is kept.
     LeaveOut,
 }
@@ -79,6 +78,13 @@ pub fn classify(path: &str, is_dir: bool, journal: JournalPolicy) -> Selection {
         _ => None,
     };
     reason.map_or(Selection::Kept, Selection::LeftOut)
+}
+
+/// Whether a path is a file of WiredTiger's journal.
+pub fn is_journal(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.strip_prefix("WiredTigerLog.")
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Whether a path is a WiredTiger table: a file of checksummed disk blocks, which is worth cutting along them.

@@ -78,12 +78,13 @@ impl RawCursor {
     }
 
     /// Closes it.
-    pub async fn kill(mut self) -> Result<(), CommandFailure> {
+    pub async fn kill(self) -> Result<(), CommandFailure> {
         if !self.is_open() {
             return Ok(());
         }
+        // The driver allows no session here, and the server asks for none.
         let command = doc! {"killCursors": COLLECTIONLESS, "cursors": [self.id]};
-        let killed = self.server.run_in(&mut self.session, "admin", command);
+        let killed = self.server.run_patiently("admin", command);
         answer(BEAT_ANSWER, killed).await.map(drop)
     }
 }

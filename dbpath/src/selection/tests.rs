@@ -121,3 +121,18 @@ fn names_in_json_are_stable() {
         Temporary
     );
 }
+
+#[test]
+fn the_journal_is_known_by_its_names() {
+    for yes in ["journal/WiredTigerLog.0000000001", "WiredTigerLog.0000000012"] {
+        assert!(is_journal(yes), "{yes}");
+    }
+    for no in [
+        "journal/WiredTigerPreplog.0000000001",
+        "WiredTigerLog.",
+        "WiredTigerLog.wt",
+        "WiredTigerHS.wt",
+    ] {
+        assert!(!is_journal(no), "{no}");
+    }
+}
