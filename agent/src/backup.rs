@@ -13,12 +13,11 @@ use std::time::Duration;
 use pbmfs_dbpath::is_journal;
 use pbmfs_repo::files::FileMeta;
 use pbmfs_repo::index::MemoryIndex;
-use pbmfs_repo::ingest::{
-    Cancel, Changes, Cutter, FixedCutter, IngestOptions, Input, Job, Progress, ReadAt, ingest,
-};
+use pbmfs_repo::ingest::{Cancel, Changes, Cutter, IngestOptions, Input, Job, Progress, ReadAt, ingest};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
 use pbmfs_repo::{Listing, ReplsetReader, RepoError, Repository, Session, SnapshotReader};
 
+use crate::cutter::cutter_of;
 use crate::error::SourceError;
 use crate::quiet_read::QuietFile;
 use crate::source::{
@@ -532,8 +531,8 @@ impl Input for Directory {
         }
     }
 
-    fn cutter(&self, _: &FileMeta) -> Box<dyn Cutter> {
-        Box::new(FixedCutter)
+    fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter> {
+        cutter_of(&file.path)
     }
 
     fn check(&self) -> Result<(), String> {

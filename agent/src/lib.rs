@@ -10,6 +10,7 @@
 
 pub mod backup;
 pub mod cursor;
+mod cutter;
 pub mod directory;
 pub mod error;
 pub mod live;

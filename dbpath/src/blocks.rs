@@ -9,6 +9,8 @@
 
 use std::ops::Range;
 
+use crc_fast::CrcAlgorithm;
+
 /// Blocks begin at multiples of this: MongoDB leaves WiredTiger's allocation size at its default.
 pub const SECTOR: usize = 4096;
 
@@ -81,10 +83,15 @@ pub fn block_at(bytes: &[u8]) -> Found {
     let Some(covered) = bytes.get(..covered) else {
         return Found::Cut(size);
     };
-    let sum = crc32c::crc32c(&covered[..CHECKSUM.start]);
-    let sum = crc32c::crc32c_append(sum, &[0; 4]);
-    let sum = crc32c::crc32c_append(sum, &covered[CHECKSUM.end..]);
-    if sum != u32_at(header, CHECKSUM.start) {
+    // The checksum's own field counts as zeros.
+    let (prefix, rest) = covered.split_at(PREFIX);
+    let mut first = [0; PREFIX];
+    first.copy_from_slice(prefix);
+    first[CHECKSUM].fill(0);
+    let mut sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+    sum.update(&first);
+    sum.update(rest);
+    if sum.finalize() != u64::from(u32_at(header, CHECKSUM.start)) {
         Found::Nothing
     } else if size > MAX_CHECKED {
         Found::Large(size)

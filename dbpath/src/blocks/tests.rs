@@ -11,7 +11,7 @@ fn block(size: usize, whole: bool, seed: u8) -> Vec<u8> {
     out[DISK_SIZE..DISK_SIZE + 4].copy_from_slice(&(size as u32).to_le_bytes());
     out[BLOCK_FLAGS] = u8::from(whole);
     let covered = if whole { size } else { PREFIX };
-    let sum = crc32c::crc32c(&out[..covered]);
+    let sum = crc_fast::crc32_iscsi(&out[..covered]);
     out[CHECKSUM].copy_from_slice(&sum.to_le_bytes());
     out
 }
