@@ -100,6 +100,8 @@ impl Listed {
             // Only tables have granules; what else is listed is small, or a log.
             _ if !incremental || !table => file.whole = true,
             (Some(0), Some(0)) => {}
+            // Not in granules: WiredTiger's own tables always are.
+            (Some(0), length) if length == size => file.whole = true,
             (Some(offset), Some(length)) => {
                 let end = offset
                     .checked_add(length)

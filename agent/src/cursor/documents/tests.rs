@@ -37,6 +37,7 @@ fn ranges_count_in_an_increment_alone() {
         doc! {"filename": "/data/db/same.wt", "fileSize": 8192, "offset": 0, "length": 0},
         doc! {"filename": "/data/db/db/WiredTiger.backup", "fileSize": 300.0, "offset": 0, "length": 0},
         doc! {"filename": "/data/db/old.wt", "fileSize": 4096},
+        doc! {"filename": "/data/db/WiredTigerHS.wt", "fileSize": 12288, "offset": 0, "length": 12288},
     ];
     let increment = listed(true, &documents).unwrap();
     let a = &increment.files["a.wt"];
@@ -47,10 +48,11 @@ fn ranges_count_in_an_increment_alone() {
     // What is no table has no granules, and a server that tells no ranges knows none.
     assert!(increment.files["db/WiredTiger.backup"].whole);
     assert!(increment.files["old.wt"].whole);
+    assert!(increment.files["WiredTigerHS.wt"].whole);
     assert_eq!(increment.granularity(), Some(1_048_576));
     assert_eq!(
         increment.bytes_named(),
-        1_048_576 + (5_000_000 - 4_194_304) + 300 + 4096
+        1_048_576 + (5_000_000 - 4_194_304) + 300 + 4096 + 12288
     );
     let base = listed(false, &documents).unwrap();
     assert!(base.files.values().all(|file| file.whole));
