@@ -255,7 +255,11 @@ impl CursorSource {
                 if let Err(trouble) = kept.close().await {
                     tracing::debug!(node, %trouble, "while closing the cursor after a failure");
                 }
-                Err(lost.unwrap_or(error))
+                Err(lost.unwrap_or(match error {
+                    // No reason to look for another member: this one answered until its cursor was open.
+                    SourceError::Unreachable { node, reason } => SourceError::CursorLost { node, reason },
+                    other => other,
+                }))
             }
         }
     }

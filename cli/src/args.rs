@@ -153,7 +153,7 @@ pub struct Backup {
     /// Record dbHash and counts of every database under fsyncLock; takes a read of all documents
     #[arg(long, conflicts_with = "dbpath")]
     pub record_hashes: bool,
-    /// Longest wait for the lock, or for another backup cursor to be closed
+    /// Longest wait for the lock, for another backup cursor to be closed, and for the journal to be complete
     #[arg(
         long,
         value_name = "SECONDS",

@@ -3,137 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use mongodb::{
-    Client,
-    bson::{Binary, Document, Timestamp, doc, spec::BinarySubtype},
-};
+use mongodb::{Client, bson::Timestamp};
 use pbmfs_tests::{
-    DataSpec, MongodOptions, PbmFs, ReplSet, ReplSetOptions, WriterOptions, Writers,
+    DataSpec, MongodOptions, PbmFs, WriterOptions, Writers,
+    chain::{BASE, INCREMENT, Taken, every_kind_of_write, live_set, take},
     cli::{name_of, text},
     compare,
-    cursor_server::CursorServerOptions,
-    data,
-    prng::Prng,
     restore_steps::{self, Replay, RestoredSet},
     writer::{self, ExactLog},
 };
 use serde_json::Value;
 use tempfile::tempdir;
-
-/// A set of one member behind a backup-cursor server, with data in it.
-async fn live_set(place: &Path, spec: &DataSpec) -> (ReplSet, Client) {
-    let mongod = MongodOptions {
-        oplog_mb: 512,
-        ..MongodOptions::default()
-    };
-    let options = ReplSetOptions::single("rs0")
-        .mongod(mongod)
-        .with_cursor_servers(CursorServerOptions::default());
-    let set = ReplSet::start(place, options).await.unwrap();
-    let client = set.client().await.unwrap();
-    data::load(&client, spec).await.unwrap();
-    (set, client)
-}
-
-/// One round of everything that may happen to a database.
-async fn every_kind_of_write(client: &Client, spec: &DataSpec, round: u64) {
-    data::update_orders(client, spec, 100, round).await.unwrap();
-    let ddl = client.database("rig_ddl");
-    let mut prng = Prng::for_part(spec.seed, 5_000 + round);
-    let collection = |n: u64| ddl.collection::<Document>(&format!("made_in_{n}"));
-    let documents = (0..400_i64).map(|n| doc! {"_id": n, "text": prng.text(500)});
-    collection(round)
-        .insert_many(documents.collect::<Vec<_>>())
-        .await
-        .unwrap();
-    if round > 0 {
-        let admin = client.database("admin");
-        let (from, to) = (
-            format!("rig_ddl.made_in_{}", round - 1),
-            format!("rig_ddl.renamed_in_{round}"),
-        );
-        admin
-            .run_command(doc! {"renameCollection": from, "to": to})
-            .await
-            .unwrap();
-    }
-    if round > 1 {
-        let old = ddl.collection::<Document>(&format!("renamed_in_{}", round - 1));
-        old.drop().await.unwrap();
-    }
-    let shop = client.database("rig_shop");
-    let index = doc! {"createIndexes": "orders", "indexes": [{"key": {"note": 1}, "name": "note"}]};
-    shop.run_command(index).await.unwrap();
-    let deleted = doc! {"delete": "orders", "deletes": [
-        {"q": {"_id": {"$mod": [97_i64, round as i64]}}, "limit": 0}
-    ]};
-    shop.run_command(deleted).await.unwrap();
-    shop.run_command(doc! {"compact": "orders", "force": true})
-        .await
-        .unwrap();
-    shop.run_command(doc! {"dropIndexes": "orders", "index": "note"})
-        .await
-        .unwrap();
-    let large = prng.bytes(8 << 20);
-    let large = Binary {
-        subtype: BinarySubtype::Generic,
-        bytes: large,
-    };
-    let files = ddl.collection::<Document>("large");
-    files
-        .insert_one(doc! {"_id": round as i64, "data": large})
-        .await
-        .unwrap();
-}
-
-/// A snapshot as `describe-backup` tells it.
-struct Taken {
-    name: String,
-    doc: Value,
-}
-
-impl Taken {
-    fn chain(&self) -> &Value {
-        &self.doc["replsets"][0]["node"]["chain"]
-    }
-
-    fn step(&self) -> &str {
-        self.chain()["step"].as_str().unwrap_or("none")
-    }
-
-    fn stat(&self, name: &str) -> u64 {
-        self.doc["stats"][name].as_u64().unwrap()
-    }
-
-    fn restore_time(&self) -> Timestamp {
-        let part = |name: &str| {
-            let value = &self.doc["replsets"][0]["node"]["operation_time"][name];
-            u32::try_from(value.as_u64().unwrap()).unwrap()
-        };
-        Timestamp {
-            time: part("t"),
-            increment: part("i"),
-        }
-    }
-}
-
-async fn take(pbmfs: &PbmFs, uri: &str, args: &[&str]) -> Taken {
-    let mut all = vec!["-o", "json", "backup", "--uri", uri];
-    all.extend(args);
-    let backup = pbmfs.start(&all);
-    let ran = tokio::task::spawn_blocking(|| backup.wait()).await.unwrap().ok();
-    let name = name_of(&ran.json());
-    let doc = pbmfs.json(&["describe-backup", &name]);
-    Taken { name, doc }
-}
-
-const BASE: &[&str] = &["-t", "incremental", "--base"];
-const INCREMENT: &[&str] = &["-t", "incremental"];
 
 /// Restores a snapshot, brings it to its restore time, and compares it with the writers' own records and with `base`,
 /// brought to the same time by the live member's oplog.
@@ -161,7 +43,7 @@ struct Account<'a> {
 }
 
 impl Account<'_> {
-    async fn open(&self, dbpath: &PathBuf, time: Timestamp, look: bool) -> compare::Digest {
+    async fn open(&self, dbpath: &Path, time: Timestamp, look: bool) -> compare::Digest {
         let options = MongodOptions::default();
         let set = RestoredSet::new("rs0", 1).unwrap();
         let replay = Replay {
@@ -191,7 +73,7 @@ impl Account<'_> {
 async fn a_base_and_four_increments_under_writes_of_every_kind() {
     let place = tempdir().unwrap();
     let spec = DataSpec::megabytes(20);
-    let (mut set, client) = live_set(place.path(), &spec).await;
+    let (mut set, client) = live_set(place.path(), 1, &spec).await;
     let uri = set.uri();
     let pbmfs = PbmFs::init(place.path().join("repo"));
     let options = WriterOptions::default();

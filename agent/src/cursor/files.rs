@@ -17,8 +17,8 @@ const STORAGE_BSON: &str = "storage.bson";
 /// Describes the files and their directories, in [`path_order`]. Blocking.
 ///
 /// # Errors
-/// `Missing` or `Unreadable` for a file that is listed and cannot be looked at; `Changed` for one that is shorter than
-/// it was at the checkpoint.
+/// `Unreadable` for a file that is listed and cannot be looked at; `Changed` for one that is gone, or shorter than it was
+/// at the checkpoint.
 pub(super) fn describe(root: &Path, listed: &Listed) -> Result<Vec<SourceFile>, SourceError> {
     let mut found = Vec::with_capacity(listed.files.len() + 1);
     let mut directories = BTreeSet::new();
@@ -51,6 +51,10 @@ fn look(root: &Path, path: &str) -> Result<SourceFile, SourceError> {
     let full = root.join(path);
     match fs::metadata(&full) {
         Ok(meta) => Ok(source_file(path.to_owned(), &meta)),
+        // The cursor keeps its files: whatever removed this one, the rest is no whole any more.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(SourceError::Changed { path: full })
+        }
         Err(error) => Err(SourceError::io(full, error)),
     }
 }

@@ -25,7 +25,7 @@ const OPLOG_ROLLED_OVER: i32 = 50917;
 const ATTEMPTS: u32 = 10;
 /// The first pause between them; each is twice as long as the one before, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A server remembers two names (`docs/wiredtiger-facts.md`).
 const REMEMBERED: usize = 2;

@@ -96,6 +96,7 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
             cursor.dbpath = args.local_dbpath.clone();
             cursor.block_size = args.block_size;
             cursor.patience = Duration::from_secs(args.lock_timeout);
+            cursor.extend_patience = cursor.patience;
             let mut lock = LockOptions::new(uri);
             lock.node = args.node;
             lock.dbpath = args.local_dbpath;
