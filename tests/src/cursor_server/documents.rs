@@ -1,5 +1,7 @@
 //! What clients ask for, and the shapes of the answers.
 
+use std::path::Path;
+
 use mongodb::bson::{Bson, Document, RawDocument, Timestamp, Uuid, doc};
 
 use super::{
@@ -235,9 +237,9 @@ pub(super) fn metadata(id: Uuid, pin: &Pin, options: &BackupOptions, style: Styl
 }
 
 /// The document of a file or a range.
-pub(super) fn file(pin: &Pin, range: &NamedRange, style: Style) -> Document {
+pub(super) fn file(pin: &Path, range: &NamedRange, style: Style) -> Document {
     let mut document = doc! {
-        "filename": text(&pin.directory.join(&range.file)), "fileSize": signed(range.file_size),
+        "filename": text(&pin.join(&range.file)), "fileSize": signed(range.file_size),
     };
     let (offset, length) = (signed(range.offset), signed(range.length));
     let said = match style {
@@ -256,7 +258,7 @@ pub(super) fn file(pin: &Pin, range: &NamedRange, style: Style) -> Document {
 }
 
 /// The document of a journal file that an extend names.
-pub(super) fn journal(pin: &std::path::Path, name: &str, style: Style) -> Document {
+pub(super) fn journal(pin: &Path, name: &str, style: Style) -> Document {
     let mut document = doc! {"filename": text(&pin.join("journal").join(name))};
     if style == Style::Enterprise {
         document.insert("required", true);
@@ -277,6 +279,67 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn text(path: &std::path::Path) -> String {
+fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mongodb::bson::{Bson, Document, doc};
+
+    use super::{BackupOptions, Style, file};
+    use crate::cursor_server::history::NamedRange;
+
+    fn parse(spec: Document, style: Style) -> Result<BackupOptions, i32> {
+        BackupOptions::parse(Some(&Bson::Document(spec)), style).map_err(|failure| failure.code)
+    }
+
+    #[test]
+    fn options_are_taken_as_the_server_takes_them() {
+        let spec =
+            doc! {"incrementalBackup": true, "thisBackupName": "b", "srcBackupName": "a", "blockSize": 1};
+        let expected = BackupOptions {
+            disable: false,
+            incremental: true,
+            block_size: Some(1),
+            this_name: Some("b".into()),
+            source_name: Some("a".into()),
+        };
+        assert_eq!(parse(spec.clone(), Style::Percona), Ok(expected));
+        assert_eq!(parse(spec, Style::PerconaEarly), Ok(BackupOptions::default()));
+        let refused = |spec| parse(spec, Style::Percona).err();
+        assert_eq!(refused(doc! {"incrementalBackup": 1}), Some(14));
+        assert_eq!(refused(doc! {"blockSize": 1_i64}), Some(14));
+        assert_eq!(refused(doc! {"granularity": 1}), Some(9));
+        assert_eq!(refused(doc! {"thisBackupName": "b"}), Some(72));
+        assert_eq!(refused(doc! {"incrementalBackup": true}), Some(72));
+        let both = doc! {"incrementalBackup": true, "thisBackupName": "b", "disableIncrementalBackup": true};
+        assert_eq!(refused(both), Some(72));
+    }
+
+    #[test]
+    fn each_style_words_a_file_in_its_own_way() {
+        let range = |offset, length| NamedRange {
+            file: "a.wt".into(),
+            file_size: 4096,
+            offset,
+            length,
+        };
+        let shown = |range, style| file(Path::new("/db"), &range, style);
+        let bare = doc! {"filename": "/db/a.wt", "fileSize": 4096_i64};
+        let mut full = bare.clone();
+        full.extend(doc! {"offset": 0_i64, "length": 4096_i64});
+        assert_eq!(shown(range(0, 4096), Style::Percona), full);
+        assert_eq!(shown(range(0, 0), Style::Percona), bare);
+        assert_eq!(shown(range(0, 4096), Style::PerconaEarly), bare);
+        let enterprise = shown(range(0, 0), Style::Enterprise);
+        assert!(enterprise.contains_key("required") && !enterprise.contains_key("length"));
+        let explicit = shown(range(0, 0), Style::Explicit);
+        assert_eq!(
+            (explicit.get_i64("offset"), explicit.get_i64("length")),
+            (Ok(0), Ok(0))
+        );
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -62,6 +64,17 @@ impl Journal {
         Ok(linked.clone())
     }
 
+    /// Makes copies of these in place of the links. Once a file is finished, the server cuts off what it had allocated in
+    /// advance; it does not do so while a backup cursor is open.
+    pub(super) fn detach(&self, logs: &Logs) -> Result<()> {
+        for name in logs {
+            let (path, copy) = (self.pinned.join(name), self.pinned.join("copy"));
+            copy_data(&path, &copy).doing(format_args!("copying {name}"))?;
+            fs::rename(&copy, &path).doing(format_args!("copying {name}"))?;
+        }
+        Ok(())
+    }
+
     /// Goes on linking until the handle is used.
     pub(super) fn watch(self: &Arc<Self>) -> AbortHandle {
         let journal = Arc::clone(self);
@@ -74,6 +87,23 @@ impl Journal {
             }
         };
         tokio::spawn(watch).abort_handle()
+    }
+}
+
+/// Copies a file and leaves holes where there are zeros: most of a young log file.
+fn copy_data(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (File::open(from)?, File::create(to)?);
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        let count = from.read_at(&mut buffer, at)?;
+        if count == 0 {
+            return to.set_len(at);
+        }
+        if buffer[..count].iter().any(|byte| *byte != 0) {
+            to.write_all_at(&buffer[..count], at)?;
+        }
+        at += count as u64;
     }
 }
 
@@ -115,7 +145,9 @@ pub(super) fn without_hole(logs: &Logs) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Logs, finished, without_hole};
+    use std::fs::{self, File};
+
+    use super::{Journal, Logs, finished, without_hole};
 
     fn of(numbers: &[u32]) -> Logs {
         numbers
@@ -128,6 +160,30 @@ mod tests {
     fn a_new_file_is_not_finished() {
         assert_eq!(finished(of(&[1, 2, 3]), &of(&[1, 2])), of(&[1, 2]));
         assert_eq!(finished(of(&[1, 2]), &of(&[1, 2])), of(&[1, 2]));
+    }
+
+    #[test]
+    fn a_detached_file_is_no_longer_the_servers() {
+        let place = tempfile::tempdir().unwrap();
+        let (live, pin) = (place.path().join("db"), place.path().join("pin"));
+        let log = live.join("journal/WiredTigerLog.0000000001");
+        fs::create_dir_all(live.join("journal")).unwrap();
+        let mut bytes = vec![7; 5000];
+        bytes.resize(3 << 20, 0);
+        fs::write(&log, &bytes).unwrap();
+        let journal = Journal::pin(&live, &pin).unwrap();
+        journal.detach(&of(&[1])).unwrap();
+        File::options()
+            .write(true)
+            .open(&log)
+            .unwrap()
+            .set_len(5000)
+            .unwrap();
+        assert_eq!(
+            fs::read(pin.join("journal/WiredTigerLog.0000000001")).unwrap(),
+            bytes
+        );
+        assert_eq!(journal.catch_up().unwrap(), of(&[1]));
     }
 
     #[test]

@@ -48,11 +48,13 @@
 
 mod connection;
 mod documents;
+mod extend;
 pub mod failure;
 pub mod faults;
 mod free_space;
 mod history;
 mod journal;
+mod open;
 mod pin;
 mod scribble;
 mod server;
@@ -74,6 +76,7 @@ use tokio::{runtime::Builder, sync::oneshot};
 pub use documents::{BackupOptions, Style};
 pub use faults::{Fault, Faults, Oddities, When};
 pub use history::NamedRange;
+pub use scribble::Scribbled;
 pub use server::{Seen, SeenCommand};
 pub use tls::Tls;
 
@@ -215,9 +218,14 @@ impl CursorServer {
         self.server.is_open()
     }
 
-    /// How many bytes were scribbled into the files of the open cursor.
-    pub fn scribbled(&self) -> u64 {
+    /// What was scribbled into the files of the open cursor up to now.
+    pub fn scribbled(&self) -> Scribbled {
         self.server.scribbled()
+    }
+
+    /// Changes [`CursorServerOptions::timeout`], for the open cursor too.
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.server.set_timeout(timeout);
     }
 
     /// Closes the cursor, as `killCursors` of somebody else does.

@@ -97,13 +97,21 @@ impl Pin {
         let pinned = pinned.await;
         admin.unlock().await?;
         let mut pin = pinned?;
-        let directory = pin.directory.clone();
-        pin.files = blocking(move || list(&directory)).await?;
+        let (directory, journal, logs) = (pin.directory.clone(), pin.journal(), pin.logs.clone());
+        let files = move || {
+            journal.detach(&logs)?;
+            list(&directory)
+        };
+        pin.files = blocking(files).await?;
         Ok(pin)
     }
 
-    /// Has what was written so far put into finished files, and returns all finished ones.
-    pub(super) async fn extend(journal: &Journal, upstream: &Upstream) -> Result<Logs, PinError> {
+    /// Has what was written so far put into finished files, and returns all finished ones but those that are `known`.
+    pub(super) async fn extend(
+        journal: Arc<Journal>,
+        known: Logs,
+        upstream: &Upstream,
+    ) -> Result<Logs, PinError> {
         let admin = upstream.connect().await?;
         let before = journal.catch_up()?;
         let locks = admin.lock().await?;
@@ -114,7 +122,9 @@ impl Pin {
         }
         let logs = finished(after?, &before);
         without_hole(&logs)?;
-        Ok(logs)
+        let new: Logs = logs.difference(&known).cloned().collect();
+        let detach = move || journal.detach(&new).map(|()| new);
+        Ok(blocking(detach).await?)
     }
 
     pub(super) fn journal(&self) -> Arc<Journal> {

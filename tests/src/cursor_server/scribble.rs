@@ -8,8 +8,8 @@ use std::{
     os::unix::fs::FileExt,
     path::Path,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -26,11 +26,23 @@ const GROWTH: u64 = 1 << 20;
 /// Between two writes. Without a pause it would take a core from whoever is being tested.
 const PAUSE: Duration = Duration::from_micros(500);
 
+/// So many writes are made before anybody is told of the files.
+const BURST: usize = 500;
+
+/// How much was scribbled into the files of the open cursor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scribbled {
+    /// Bytes in free extents.
+    pub free: u64,
+    /// Bytes behind the ends of files.
+    pub behind: u64,
+}
+
 /// A thread that scribbles until it is dropped.
 #[derive(Debug)]
 pub(super) struct Scribbler {
     stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
+    written: Arc<Mutex<Scribbled>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -50,16 +62,21 @@ impl Scribbler {
         let mut tables: Vec<_> = tables
             .map(|file| Table::open(&pin.directory, file))
             .collect::<io::Result<_>>()?;
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&written));
+        let stop = Arc::new(AtomicBool::new(false));
+        let written = Arc::new(Mutex::new(Scribbled::default()));
+        let (stopped, sum) = (Arc::clone(&stop), Arc::clone(&written));
         let mut prng = Prng::new(seed);
+        let mut write = move || {
+            if let Some(table) = pick(&mut tables, &mut prng) {
+                let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                // A file may be taken away, and a full disk is no reason to fail a test here.
+                let _ = table.write(&mut prng, &mut sum);
+            }
+        };
+        (0..BURST).for_each(|_| write());
         let run = move || {
-            while !stopped.load(Ordering::Relaxed) && !tables.is_empty() {
-                let at = prng.below(tables.len() as u64) as usize;
-                // The pin may be removed, or a file of it, and a full disk is no reason to fail a test here.
-                if let Ok(bytes) = tables[at].write(&mut prng) {
-                    count.fetch_add(bytes, Ordering::Relaxed);
-                }
+            while !stopped.load(Ordering::Relaxed) {
+                write();
                 thread::sleep(PAUSE);
             }
         };
@@ -71,9 +88,8 @@ impl Scribbler {
         })
     }
 
-    /// How many bytes it has written.
-    pub(super) fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+    pub(super) fn written(&self) -> Scribbled {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,6 +102,11 @@ impl Drop for Scribbler {
     }
 }
 
+fn pick<'a>(tables: &'a mut [Table], prng: &mut Prng) -> Option<&'a mut Table> {
+    let at = prng.below(tables.len() as u64) as usize;
+    tables.get_mut(at)
+}
+
 impl Table {
     fn open(directory: &Path, file: &PinnedFile) -> io::Result<Self> {
         Ok(Self {
@@ -96,25 +117,25 @@ impl Table {
         })
     }
 
-    fn write(&mut self, prng: &mut Prng) -> io::Result<u64> {
-        // Writes are whole sectors, as WiredTiger's are.
+    fn write(&mut self, prng: &mut Prng, sum: &mut Scribbled) -> io::Result<()> {
+        // Whole sectors, as WiredTiger writes them.
         let garbage = |prng: &mut Prng, sectors: u64| prng.bytes((sectors * SECTOR) as usize);
-        if !self.free.is_empty() && prng.below(8) != 0 {
+        let behind = prng.below(8) == 0;
+        if behind && self.grown < GROWTH {
+            let sectors = 1 + prng.below(4);
+            let bytes = garbage(prng, sectors);
+            self.file.write_all_at(&bytes, self.size + self.grown)?;
+            self.grown += bytes.len() as u64;
+            sum.behind += bytes.len() as u64;
+        } else if !behind && !self.free.is_empty() {
             let extent = &self.free[prng.below(self.free.len() as u64) as usize];
             let sectors = (extent.end - extent.start) / SECTOR;
             let from = prng.below(sectors);
             let count = (1 + prng.below(sectors - from)).min(8);
             let bytes = garbage(prng, count);
             self.file.write_all_at(&bytes, extent.start + from * SECTOR)?;
-            Ok(bytes.len() as u64)
-        } else if self.grown < GROWTH {
-            let sectors = 1 + prng.below(4);
-            let bytes = garbage(prng, sectors);
-            self.file.write_all_at(&bytes, self.size + self.grown)?;
-            self.grown += bytes.len() as u64;
-            Ok(bytes.len() as u64)
-        } else {
-            Ok(0)
+            sum.free += bytes.len() as u64;
         }
+        Ok(())
     }
 }

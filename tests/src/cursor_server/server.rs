@@ -1,38 +1,29 @@
-//! The backup cursor itself: opening, serving, extending and closing it.
+//! The backup cursor itself: who may have it, what it gives, when it ends.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicI64},
     time::{Duration, Instant},
 };
 
 use mongodb::bson::{Bson, Document, Uuid, doc};
-use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, task::AbortHandle};
+use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
     CursorServerOptions,
-    documents::{self, BackupOptions, Command, ExtendOptions, Kind},
-    failure::{
-        CHECKPOINT_CONFLICT, CURSOR_OPEN, Failure, NO_REPLICATION, OPLOG_ROLLED_OVER, OTHER_BACKUP,
-        TIME_LIMIT,
-    },
+    documents::{self, BackupOptions, Command, Kind},
+    failure::{Failure, INTERNAL, TIME_LIMIT},
     faults::{Fault, Faults, When},
-    history::{History, Image, NamedRange},
+    history::{History, NamedRange},
     journal::Logs,
     pin::{Pin, PinError},
-    scribble::Scribbler,
-    upstream::{Upstream, optime},
+    scribble::{Scribbled, Scribbler},
+    upstream::Upstream,
 };
-use crate::error::RigError;
 
 /// As many documents as a server puts into a first batch by default.
-const FIRST_BATCH: usize = 101;
-/// How often the real server is asked whether it has come as far as an extend wants.
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const FIRST_BATCH: usize = 101;
 
 /// A cursor command that was seen, in the order of their answers.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,16 +48,16 @@ pub enum SeenCommand {
 }
 
 #[derive(Debug)]
-struct OpenCursor {
-    id: i64,
-    backup_id: Uuid,
-    session: Option<Bson>,
-    rest: VecDeque<Document>,
-    used: Instant,
-    extended: Logs,
-    pin: Pin,
-    scribbler: Option<Scribbler>,
-    sentinel: AbortHandle,
+pub(super) struct OpenCursor {
+    pub(super) id: i64,
+    pub(super) backup_id: Uuid,
+    pub(super) session: Option<Bson>,
+    pub(super) rest: VecDeque<Document>,
+    pub(super) used: Instant,
+    pub(super) extended: Logs,
+    pub(super) pin: Pin,
+    pub(super) scribbler: Option<Scribbler>,
+    pub(super) sentinel: AbortHandle,
 }
 
 impl Drop for OpenCursor {
@@ -82,16 +73,17 @@ pub(super) struct Server {
     pub(super) upstream: Upstream,
     pub(super) options: CursorServerOptions,
     pub(super) faults: Faults,
+    timeout: Mutex<Duration>,
     /// Where pins are made.
     pub(super) place: PathBuf,
     /// Held while a cursor is opened.
-    history: tokio::sync::Mutex<History>,
-    open: Mutex<Option<OpenCursor>>,
+    pub(super) history: tokio::sync::Mutex<History>,
+    pub(super) open: Mutex<Option<OpenCursor>>,
     /// What is left of the batches of extends.
-    extends: Mutex<HashMap<i64, VecDeque<Document>>>,
-    next_id: AtomicI64,
+    pub(super) extends: Mutex<HashMap<i64, VecDeque<Document>>>,
+    pub(super) next_id: AtomicI64,
     seen: Mutex<Vec<Seen>>,
-    named: Mutex<BTreeMap<String, Vec<NamedRange>>>,
+    pub(super) named: Mutex<BTreeMap<String, Vec<NamedRange>>>,
     /// Counts up when all connections are to be closed.
     pub(super) kick: watch::Sender<u64>,
 }
@@ -105,7 +97,7 @@ pub(super) enum Answer {
     Silence,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -113,8 +105,9 @@ impl Server {
     pub(super) fn new(upstream: Upstream, place: PathBuf, options: CursorServerOptions) -> Self {
         Self {
             upstream,
-            options,
             faults: Faults::default(),
+            timeout: options.timeout.into(),
+            options,
             place,
             history: tokio::sync::Mutex::default(),
             open: Mutex::default(),
@@ -139,11 +132,10 @@ impl Server {
         lock(&self.open).is_some()
     }
 
-    pub(super) fn scribbled(&self) -> u64 {
-        lock(&self.open)
-            .as_ref()
-            .and_then(|open| open.scribbler.as_ref())
-            .map_or(0, Scribbler::written)
+    pub(super) fn scribbled(&self) -> Scribbled {
+        let open = lock(&self.open);
+        let scribbler = open.as_ref().and_then(|open| open.scribbler.as_ref());
+        scribbler.map(Scribbler::written).unwrap_or_default()
     }
 
     /// Waits for an open that is under way.
@@ -158,20 +150,14 @@ impl Server {
         drop(history);
     }
 
-    /// Closes the cursor, whoever has it.
+    /// Closes the cursor, whoever has it. Its files are gone before anybody can see that it is closed.
     pub(super) fn close(&self) {
-        // Dropped outside of the lock: it removes files.
-        let open = lock(&self.open).take();
-        drop(open);
+        *lock(&self.open) = None;
     }
 
     /// Closes the cursor that was opened with this id, if it is open.
     pub(super) fn close_id(&self, id: i64) -> bool {
-        let mut open = lock(&self.open);
-        let ours = open.as_ref().is_some_and(|cursor| cursor.id == id);
-        let closed = if ours { open.take() } else { None };
-        drop(open);
-        closed.is_some()
+        lock(&self.open).take_if(|open| open.id == id).is_some()
     }
 
     pub(super) fn close_session(&self, session: &Bson) {
@@ -188,11 +174,15 @@ impl Server {
         self.kick.send_modify(|count| *count += 1);
     }
 
+    pub(super) fn set_timeout(&self, timeout: Duration) {
+        *lock(&self.timeout) = timeout;
+    }
+
     /// Closes a cursor that nobody has asked for anything for too long.
     pub(super) fn expire(&self) {
         let id = lock(&self.open)
             .as_ref()
-            .filter(|open| open.used.elapsed() > self.options.timeout)
+            .filter(|open| open.used.elapsed() > *lock(&self.timeout))
             .map(|open| open.id);
         if let Some(id) = id {
             self.close_id(id);
@@ -274,151 +264,11 @@ impl Server {
         let result = result.map_err(|error| match error {
             PinError::Refused(failure) => failure,
             // Not a server's answer; it shows what is wrong in the test that runs.
-            PinError::Broken(error) => {
-                Failure::new(super::failure::INTERNAL, format!("the cursor server: {error}"))
-            }
+            PinError::Broken(error) => Failure::new(INTERNAL, format!("the cursor server: {error}")),
         });
         let code = result.as_ref().err().map(|failure| failure.code);
         lock(&self.seen).push(Seen { command: seen, code });
         Answer::Reply(result.unwrap_or_else(|failure| failure.to_reply()))
-    }
-
-    async fn open(
-        self: &Arc<Self>,
-        command: &Command,
-        options: &BackupOptions,
-        refused: Option<Failure>,
-    ) -> Result<Document, PinError> {
-        let mut history = self.history.lock().await;
-        if self.is_open() {
-            return Err(PinError::Refused(Failure::usual(CURSOR_OPEN)));
-        }
-        let claim = match (&options.this_name, options.disable) {
-            (Some(this), false) => {
-                let block_size = u64::from(options.block_size_mb().unsigned_abs()) << 20;
-                let claim = history.claim(this, options.source_name.as_deref(), block_size);
-                Some(claim.map_err(PinError::Refused)?)
-            }
-            _ => None,
-        };
-        if let Some(failure) = refused {
-            // The cursor was open before the server saw why it must not be.
-            if let Some(claim) =
-                claim.filter(|_| [CHECKPOINT_CONFLICT, OPLOG_ROLLED_OVER].contains(&failure.code))
-            {
-                history.remember(&claim, Image::new());
-            }
-            return Err(PinError::Refused(failure));
-        }
-        if options.disable {
-            history.forget();
-        }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let pin = Pin::make(&self.upstream, self.place.join(id.to_string())).await?;
-        let backup_id = Uuid::new();
-        let style = self.options.style;
-        let mut rest = VecDeque::from([documents::metadata(backup_id, &pin, options, style)]);
-        // A cursor that only ends history names no files.
-        if !options.disable {
-            let ranges = self.ranges(&pin, options, claim.as_ref());
-            rest.extend(ranges.iter().map(|range| documents::file(&pin, range, style)));
-            let name = options.this_name.clone().unwrap_or_default();
-            lock(&self.named).insert(name, ranges);
-        }
-        if let Some(claim) = &claim {
-            history.remember(claim, pin.image());
-        }
-        if let Some(name) = self.faults.oddities().vanished {
-            std::fs::remove_file(pin.directory.join(name)).map_err(|source| RigError::Io {
-                doing: "making a file vanish".into(),
-                source,
-            })?;
-        }
-        let scribbler = match self.options.scribble {
-            Some(seed) => Some(Scribbler::start(&pin, seed).map_err(|source| RigError::Io {
-                doing: "starting to scribble".into(),
-                source,
-            })?),
-            None => None,
-        };
-        let cursor = OpenCursor {
-            id,
-            backup_id,
-            session: command.session.clone(),
-            sentinel: self.sentinel(id).await?,
-            rest,
-            used: Instant::now(),
-            extended: Logs::new(),
-            pin,
-            scribbler,
-        };
-        let mut open = lock(&self.open);
-        let cursor = open.insert(cursor);
-        let documents = take(&mut cursor.rest, command.batch_size.unwrap_or(FIRST_BATCH));
-        Ok(documents::batch(&command.database, true, id, documents))
-    }
-
-    /// What the cursor names, but for its metadata.
-    fn ranges(
-        &self,
-        pin: &Pin,
-        options: &BackupOptions,
-        claim: Option<&super::history::Claim>,
-    ) -> Vec<NamedRange> {
-        let style = self.options.style;
-        // Incremental cursors give whole files with their length, where the server gives it at all.
-        let whole = |file: String, file_size| NamedRange {
-            file,
-            file_size,
-            offset: 0,
-            length: match options.incremental
-                && (options.source_name.is_some() || style != documents::Style::Explicit)
-            {
-                true => file_size,
-                false => 0,
-            },
-        };
-        let increment = claim.filter(|claim| claim.has_source());
-        let mut ranges = Vec::new();
-        for file in &pin.files {
-            match increment.filter(|_| file.is_compared()) {
-                Some(claim) => ranges.extend(claim.ranges(&file.name, &file.image)),
-                None => ranges.push(whole(file.name.clone(), file.image.size)),
-            }
-        }
-        let oddities = self.faults.oddities();
-        if let Some(claim) = increment {
-            ranges.extend(claim.phantoms(&ranges, oddities.phantom_ranges));
-            let unchanged = ranges.iter().position(|range| range.length == 0);
-            if let Some(at) = unchanged.filter(|_| oddities.first_file_unchanged) {
-                let range = ranges.remove(at);
-                ranges.insert(0, range);
-            }
-        }
-        ranges.extend(pin.logs.iter().map(|name| {
-            let file = format!("journal/{name}");
-            let size = std::fs::metadata(pin.directory.join(&file)).map_or(0, |meta| meta.len());
-            whole(file, size)
-        }));
-        ranges
-    }
-
-    /// Closes the cursor when the real server goes away.
-    async fn sentinel(self: &Arc<Self>, id: i64) -> Result<AbortHandle, PinError> {
-        let connect = TcpStream::connect(self.upstream.address).await;
-        let mut stream = connect.map_err(|source| RigError::Io {
-            doing: "connecting to the server".into(),
-            source,
-        })?;
-        let server = Arc::downgrade(self);
-        let watch = async move {
-            // It is never asked anything, so all that can come is the end.
-            let _ = stream.read_u8().await;
-            if let Some(server) = server.upgrade() {
-                server.close_id(id);
-            }
-        };
-        Ok(tokio::spawn(watch).abort_handle())
     }
 
     fn get_more(&self, command: &Command, id: i64) -> Result<Document, Failure> {
@@ -454,75 +304,9 @@ impl Server {
             "ok": 1.0,
         }
     }
-
-    async fn extend(
-        self: &Arc<Self>,
-        command: &Command,
-        spec: Option<&Bson>,
-        limit: Option<Duration>,
-    ) -> Result<Document, PinError> {
-        let options = ExtendOptions::parse(spec).map_err(PinError::Refused)?;
-        let journal = {
-            let open = lock(&self.open);
-            let no_cursor = "Cannot extend backup cursor because backup cursor is not open";
-            let Some(cursor) = open.as_ref() else {
-                return Err(PinError::Refused(Failure::new(CURSOR_OPEN, no_cursor)));
-            };
-            if cursor.backup_id != options.backup_id {
-                return Err(PinError::Refused(Failure::usual(OTHER_BACKUP)));
-            }
-            cursor.pin.journal()
-        };
-        let reached = self.reach(options);
-        match limit {
-            None => reached.await?,
-            Some(limit) => match tokio::time::timeout(limit, reached).await {
-                Ok(result) => result?,
-                Err(_) => return Err(PinError::Refused(Failure::usual(TIME_LIMIT))),
-            },
-        }
-        // In a task of its own, because this one may be cancelled and the lock must not stay.
-        let server = Arc::clone(self);
-        let flush = tokio::spawn(async move { Pin::extend(&journal, &server.upstream).await });
-        let logs = flush
-            .await
-            .map_err(|error| RigError::Check(format!("extending: {error}")))??;
-        let mut open = lock(&self.open);
-        let cursor = open.as_mut().filter(|open| open.backup_id == options.backup_id);
-        let cursor = cursor.ok_or_else(|| PinError::Refused(Failure::usual(super::failure::INTERRUPTED)))?;
-        let mut rest: VecDeque<_> = logs
-            .difference(&cursor.pin.logs)
-            .filter(|name| !cursor.extended.contains(*name))
-            .map(|name| documents::journal(&cursor.pin.directory, name, self.options.style))
-            .collect();
-        cursor.extended.extend(logs);
-        drop(open);
-        let documents = take(&mut rest, command.batch_size.unwrap_or(FIRST_BATCH));
-        let mut id = 0;
-        if !rest.is_empty() {
-            id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            lock(&self.extends).insert(id, rest);
-        }
-        Ok(documents::batch(&command.database, true, id, documents))
-    }
-
-    /// Waits until the server has applied everything up to this time, and a majority has too.
-    async fn reach(&self, options: ExtendOptions) -> Result<(), PinError> {
-        let admin = self.upstream.connect().await?;
-        loop {
-            let Some(status) = admin.status().await? else {
-                return Err(PinError::Refused(Failure::usual(NO_REPLICATION)));
-            };
-            let reached = |name| optime(&status, name).is_some_and(|at| at.ts >= options.timestamp);
-            if reached("appliedOpTime") && reached("lastCommittedOpTime") {
-                return Ok(());
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
 }
 
-fn take(rest: &mut VecDeque<Document>, count: usize) -> Vec<Document> {
+pub(super) fn take(rest: &mut VecDeque<Document>, count: usize) -> Vec<Document> {
     rest.drain(..count.min(rest.len())).collect()
 }
 

@@ -1,8 +1,14 @@
 //! TLS on both sides of the proxy.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use mongodb::options::TlsOptions;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor, TlsConnector,
@@ -13,7 +19,7 @@ use tokio_rustls::{
 };
 
 use super::connection::Stream;
-use crate::error::{Result, RigError};
+use crate::error::{Doing, Result, RigError};
 
 /// What mongod's `--tlsCertificateKeyFile` and `--tlsCAFile` are given. The proxy shows the same certificate, and wants
 /// none from its clients.
@@ -26,6 +32,53 @@ pub struct Tls {
 }
 
 impl Tls {
+    /// Makes an authority and a certificate for this machine, in this directory.
+    pub fn issue(place: &Path) -> Result<Self> {
+        let failed = |error: rcgen::Error| RigError::Check(format!("making a certificate: {error}"));
+        let authority_key = KeyPair::generate().map_err(failed)?;
+        let mut authority = CertificateParams::new(Vec::new()).map_err(failed)?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "pbm-fs test authority");
+        let root = authority.self_signed(&authority_key).map_err(failed)?;
+        let issuer = Issuer::new(authority, authority_key);
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params =
+            CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).map_err(failed)?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "pbm-fs test server");
+        let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
+        let tls = Self {
+            certificate_and_key: place.join("server.pem"),
+            authority: place.join("authority.pem"),
+        };
+        let both = certificate.pem() + &key.serialize_pem();
+        for (path, pem) in [(&tls.certificate_and_key, both), (&tls.authority, root.pem())] {
+            fs::write(path, pem).doing(format_args!("writing {}", path.display()))?;
+        }
+        Ok(tls)
+    }
+
+    /// How a mongod is started that speaks TLS with its cursor server and with other members, and lets in who does not.
+    pub fn mongod_args(&self) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let mode = [
+            "--tlsMode",
+            "preferTLS",
+            "--tlsAllowConnectionsWithoutCertificates",
+        ]
+        .map(String::from);
+        let files = [
+            "--tlsCertificateKeyFile".into(),
+            path(&self.certificate_and_key),
+            "--tlsCAFile".into(),
+            path(&self.authority),
+        ];
+        [&mode[..], &files[..]].concat()
+    }
+
     pub(super) fn for_driver(&self) -> mongodb::options::Tls {
         let options = TlsOptions::builder().ca_file_path(self.authority.clone()).build();
         mongodb::options::Tls::Enabled(options)

@@ -44,7 +44,8 @@ impl OpTime {
     fn of(document: &Document) -> Option<Self> {
         Some(Self {
             ts: document.get_timestamp("ts").ok()?,
-            term: document.get_i64("t").ok()?,
+            // The entry that a set begins with has none.
+            term: document.get_i64("t").unwrap_or(-1),
         })
     }
 

@@ -9,7 +9,6 @@ const HEADER: usize = 16;
 /// The largest message that a mongod takes: 48 000 000 bytes, and more than enough for what stands around them.
 const LARGEST: usize = 64 << 20;
 
-const OP_REPLY: i32 = 1;
 const OP_QUERY: i32 = 2004;
 const OP_MSG: i32 = 2013;
 
@@ -80,8 +79,8 @@ impl Message {
         self.op_code() != OP_MSG || self.0.len() < 20 || self.i32_at(16).cast_unsigned() & MORE_TO_COME == 0
     }
 
-    /// The command or the reply in it: the body of an OP_MSG, the query of an OP_QUERY, the first document of an
-    /// OP_REPLY. `None` for anything else, and for what does not parse: a server's own answer to that is better.
+    /// The command or the reply in it: the body of an OP_MSG, the query of an OP_QUERY. `None` for anything else, and for
+    /// what does not parse: a server's own answer to that is better.
     pub(super) fn document(&self) -> Option<&RawDocument> {
         let bytes = &self.0[..];
         match self.op_code() {
@@ -99,10 +98,6 @@ impl Message {
             OP_QUERY => {
                 let at = self.query_at()?;
                 let rest = bytes.get(at..)?;
-                RawDocument::from_bytes(rest.get(..length_at(rest)?)?).ok()
-            }
-            OP_REPLY => {
-                let rest = bytes.get(36..)?;
                 RawDocument::from_bytes(rest.get(..length_at(rest)?)?).ok()
             }
             _ => None,
@@ -125,12 +120,13 @@ impl Message {
     /// The same message with another document in place of its first one. Document sequences of an OP_MSG and further
     /// documents are dropped, so this is for commands that have none: hello.
     pub(super) fn with_document(&self, document: &Document) -> Self {
-        let kept = match self.op_code() {
-            OP_QUERY => self.query_at().unwrap_or(HEADER),
-            OP_REPLY => 36,
-            _ => return Self::new(self.request_id(), self.response_to(), document),
+        let mut bytes = match self.op_code() {
+            OP_QUERY => self.0[..self.query_at().unwrap_or(HEADER)].to_vec(),
+            _ => {
+                let flags = self.i32_at(16).cast_unsigned() & !CHECKSUM_PRESENT;
+                [&self.0[..HEADER], &flags.to_le_bytes(), &[0]].concat()
+            }
         };
-        let mut bytes = self.0[..kept].to_vec();
         append(&mut bytes, document);
         finish(bytes, self.request_id(), self.response_to(), self.op_code())
     }
@@ -182,6 +178,21 @@ mod tests {
         assert_eq!(parsed(&message), body);
         assert_eq!(message.request_id(), 7);
         assert!(message.wants_reply());
+    }
+
+    #[test]
+    fn a_rewritten_hello_keeps_its_flags() {
+        let mut bytes = vec![0; HEADER];
+        let exhaust_allowed = 1_u32 << 16;
+        bytes.extend_from_slice(&(exhaust_allowed | super::CHECKSUM_PRESENT).to_le_bytes());
+        bytes.push(0);
+        append(&mut bytes, &doc! {"hello": 1, "compression": ["zstd"]});
+        bytes.extend_from_slice(&[1; 4]);
+        let message = finish(bytes, 3, 0, super::OP_MSG);
+        assert_eq!(parsed(&message), doc! {"hello": 1, "compression": ["zstd"]});
+        let rewritten = message.with_document(&doc! {"hello": 1});
+        assert_eq!(parsed(&rewritten), doc! {"hello": 1});
+        assert_eq!(rewritten.bytes()[16..21], [0, 0, 1, 0, 0]);
     }
 
     #[test]
