@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use pbmfs_dbpath::LeftOutReason;
 pub use pbmfs_repo::files::{FileKind, path_order};
 use pbmfs_repo::id::SnapshotName;
-use pbmfs_repo::objects::ChainHead;
+use pbmfs_repo::objects::{ChainHead, ReplsetDoc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SourceError;
@@ -250,6 +250,13 @@ pub struct ChainInfo {
     pub bytes_named: Option<u64>,
 }
 
+impl ChainInfo {
+    /// What a snapshot recorded of a replica set; None if no chain was asked for, or nothing that this version knows.
+    pub fn of(replset: &ReplsetDoc) -> Option<Self> {
+        serde_json::from_value(replset.node.get("chain")?.clone()).ok()
+    }
+}
+
 /// What a backup was in its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -260,6 +267,17 @@ pub enum ChainStep {
     Increment,
     /// An increment was asked for and everything was read; the next increment goes on from here.
     FullRead,
+}
+
+impl ChainStep {
+    /// As it is recorded.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Increment => "increment",
+            Self::FullRead => "full_read",
+        }
+    }
 }
 
 impl NodeInfo {

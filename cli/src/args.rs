@@ -80,6 +80,8 @@ pub enum Command {
     Umount(Umount),
     /// Check the repository
     Check(Check),
+    /// Tell how much snapshots use, share, and have alone
+    Stats(Stats),
     /// Print a completion script for a shell
     Completion(Completion),
     /// Write man pages into a directory
@@ -117,8 +119,9 @@ secondary on this machine is taken unless --node or directConnection=true says o
 
 An increment reads what the server says has changed since an earlier snapshot of the same member, and takes the rest
 from there by reference. Where the server cannot tell (another member, history lost, that snapshot deleted) everything
-is read and only new blocks are stored; the next increment goes on from there. Any snapshot can be deleted at any time. A process list shows a password that
-stands in --uri; in the environment variable PBMFS_URI it is not shown.")]
+is read and only new blocks are stored; the next increment goes on from there. Any snapshot can be deleted at any time.
+
+A process list shows a password that stands in --uri; in the environment variable PBMFS_URI it is not shown.")]
 pub struct Backup {
     /// Connection string of a running mongod or replica set (or in the environment variable PBMFS_URI)
     #[arg(long, value_name = "URI", conflicts_with = "dbpath")]
@@ -187,7 +190,9 @@ pub enum Method {
 #[command(after_help = "\
 Examples:
   pbm-fs list
-  pbm-fs list -o json | jq -r '.snapshots[].name'")]
+  pbm-fs list -o json | jq -r '.snapshots[].name'
+
+The size is what the snapshot added to the repository. An incremental snapshot that has no source is a base.")]
 pub struct List {}
 
 #[derive(Debug, Args)]
@@ -266,6 +271,28 @@ pub struct Check {
     /// Read and verify every byte of every pack
     #[arg(long)]
     pub read_data: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pbm-fs stats
+  pbm-fs stats latest
+  pbm-fs stats 2026-11-21T10 2026-11-21T11       (and what both together would free)
+  pbm-fs stats -o json | jq .total.dedup_ratio
+
+logical      bytes of the files, as a restore makes them
+unique       of these, each block counted once, and no runs of zeros
+stored       what those blocks take in the repository, compressed, with their maps
+only here    what no other snapshot uses: deleting the snapshot would free it
+dedup        logical / unique
+compression  unique / stored, without maps
+
+All snapshots are looked at, whichever are named, because what one has alone depends on all others.")]
+pub struct Stats {
+    /// Names, beginnings of names, or `latest` (default: all snapshots)
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Args)]

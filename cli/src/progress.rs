@@ -25,8 +25,16 @@ pub struct Meter {
 struct Plain {
     what: String,
     total: u64,
+    unit: Unit,
     began: Instant,
     last: Instant,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Items,
 }
 
 impl Meter {
@@ -45,6 +53,7 @@ impl Meter {
             Mutex::new(Plain {
                 what: String::new(),
                 total: 0,
+                unit: Unit::Bytes,
                 began: now,
                 last: now,
             })
@@ -70,31 +79,42 @@ impl Meter {
 
     /// A step of so many bytes begins.
     pub fn bytes(&self, what: &str, total: u64) {
+        self.counted(what, total, Unit::Bytes);
+    }
+
+    /// A step of so many things begins.
+    pub fn items(&self, what: &str, total: u64) {
+        self.counted(what, total, Unit::Items);
+    }
+
+    fn counted(&self, what: &str, total: u64, unit: Unit) {
         self.done.store(0, Relaxed);
         if let Some(bar) = &self.bar {
-            bar.set_style(style(
-                "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}",
-            ));
+            bar.set_style(style(match unit {
+                Unit::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}",
+                Unit::Items => "{msg} {wide_bar} {pos}/{len} ETA {eta}",
+            }));
             bar.set_length(total);
             bar.set_position(0);
             bar.reset_eta();
             bar.set_message(what.to_owned());
         }
         if let Some(plain) = &self.plain {
-            format::note(format!("{what}: {}", format::size(total)));
+            format::note(format!("{what}: {}", unit.text(total)));
             let now = Instant::now();
             *plain.lock().unwrap_or_else(PoisonError::into_inner) = Plain {
                 what: what.to_owned(),
                 total,
+                unit,
                 began: now,
                 last: now,
             };
         }
     }
 
-    /// So many more bytes are done.
-    pub fn advance(&self, bytes: u64) {
-        let done = self.done.fetch_add(bytes, Relaxed) + bytes;
+    /// So many more bytes or things are done.
+    pub fn advance(&self, by: u64) {
+        let done = self.done.fetch_add(by, Relaxed) + by;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
         }
@@ -106,11 +126,12 @@ impl Meter {
             let left = plain.total.saturating_sub(done) as f64 / (done.max(1) as f64 / millis.max(1) as f64);
             let percent = done * 100 / plain.total.max(1);
             let (what, eta) = (&plain.what, format::duration(left as u64));
-            let (size, total) = (format::size(done), format::size(plain.total));
-            format::note(format!(
-                "{what}: {percent} %, {size} of {total}, {}, ETA {eta}",
-                format::rate(done, millis)
-            ));
+            let (size, total) = (plain.unit.text(done), plain.unit.text(plain.total));
+            let rate = match plain.unit {
+                Unit::Bytes => format!(" {},", format::rate(done, millis)),
+                Unit::Items => String::new(),
+            };
+            format::note(format!("{what}: {percent} %, {size} of {total},{rate} ETA {eta}"));
         }
     }
 
@@ -123,6 +144,15 @@ impl Meter {
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+impl Unit {
+    fn text(self, count: u64) -> String {
+        match self {
+            Self::Bytes => format::size(count),
+            Self::Items => count.to_string(),
         }
     }
 }

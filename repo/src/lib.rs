@@ -20,8 +20,10 @@ pub mod reader;
 pub mod relocation;
 mod repository;
 mod session;
+pub mod stats;
 pub mod storage;
 pub mod table;
+mod walk;
 pub mod wire;
 
 pub use error::{ErrorKind, FormatError, RepoError, Result};

@@ -82,7 +82,7 @@ pub struct ClusterRef {
 /// What a backup read and stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotStats {
-    /// Files and directories in the snapshot.
+    /// Files in the snapshot; directories are not counted.
     pub files: u64,
     /// Bytes of all files in the snapshot.
     pub bytes_total: u64,

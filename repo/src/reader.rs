@@ -265,6 +265,38 @@ pub fn spans_of(offset: u64, extent: &Extent, trailer: &Trailer) -> Result<Vec<B
     Err(bad("extent length"))
 }
 
+/// The slots whose bytes an extent has: of its run only those that it reaches into.
+///
+/// # Errors
+/// As [`spans_of`].
+pub fn slots_of(extent: &Extent, trailer: &Trailer) -> Result<Range<u32>> {
+    let ExtentKind::Data {
+        first, count, skip, ..
+    } = extent.kind
+    else {
+        return Ok(0..0);
+    };
+    let bad = |field| RepoError::DamagedEntry {
+        reason: FormatError::BadField(field),
+    };
+    let run = trailer
+        .slots()
+        .get(first as usize..first as usize + count as usize)
+        .ok_or(bad("slot count"))?;
+    let end = skip.checked_add(extent.len).ok_or(bad("extent length"))?;
+    let (mut at, mut from) = (0u64, first);
+    for (slot, info) in (first..).zip(run) {
+        at += u64::from(info.plain_len);
+        if at <= skip {
+            from = slot + 1;
+        }
+        if at >= end {
+            return Ok(from..slot + 1);
+        }
+    }
+    Err(bad("extent length"))
+}
+
 /// Cuts spans into groups of neighbouring slots, each of which one request fetches.
 pub fn runs(spans: &[BlockSpan]) -> impl Iterator<Item = &[BlockSpan]> {
     spans.chunk_by(|a, b| a.pack == b.pack && a.slot + 1 == b.slot)

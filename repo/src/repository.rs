@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt, future, stream};
+
 use crate::envelope::VERSION;
 use crate::error::{FormatError, RepoError, Result};
 use crate::id::{Randomness, RepositoryId, SnapshotName, SystemRandomness, draw16};
@@ -228,10 +230,13 @@ impl Repository {
     /// # Errors
     /// The storage's.
     pub async fn snapshots(&self) -> Result<Vec<Listing>> {
-        let mut out = Vec::new();
-        for name in self.candidates().await? {
-            out.extend(self.listing(name).await?);
-        }
+        let names = self.candidates().await?;
+        let mut out: Vec<Listing> = stream::iter(names)
+            .map(|name| self.listing(name))
+            .buffer_unordered(AT_ONCE)
+            .try_filter_map(future::ok)
+            .try_collect()
+            .await?;
         out.sort_by_key(|listing| match listing {
             Listing::Snapshot(doc) => (doc.started, doc.name.clone()),
             Listing::Unreadable(name, _) => (name.moment(), name.clone()),
@@ -239,19 +244,20 @@ impl Repository {
         Ok(out)
     }
 
-    /// The last `count` snapshots by name, newest first. One request each, besides those of the listing.
+    /// The last `count` snapshots by name, newest first. One request each, and some for those behind the
+    /// last, besides those of the listing.
     ///
     /// # Errors
     /// The storage's.
     pub async fn newest_first(&self, count: usize) -> Result<Vec<Listing>> {
-        let mut out = Vec::new();
-        for name in self.candidates().await?.into_iter().rev() {
-            if out.len() == count {
-                break;
-            }
-            out.extend(self.listing(name).await?);
-        }
-        Ok(out)
+        let names = self.candidates().await?.into_iter().rev();
+        stream::iter(names)
+            .map(|name| self.listing(name))
+            .buffered(AT_ONCE)
+            .try_filter_map(future::ok)
+            .take(count)
+            .try_collect()
+            .await
     }
 
     /// What a listing says of a name; `None` for one that was deleted.
@@ -372,6 +378,9 @@ impl Repository {
         }
     }
 }
+
+/// Snapshots that are read at the same time.
+const AT_ONCE: usize = 16;
 
 /// Bytes of cache that a repository gets right after `init`.
 const DEFAULT_CACHE: u64 = 16 << 20;

@@ -210,6 +210,9 @@ fn help_is_help_and_not_an_error() {
         &["restore", "--help"],
         &["mount", "--help"],
         &["check", "--help"],
+        &["list", "--help"],
+        &["describe-backup", "--help"],
+        &["stats", "--help"],
     ] {
         let ran = bare.ok(args);
         assert!(ran.stdout.contains("Examples:") && ran.stderr.is_empty(), "{ran}");

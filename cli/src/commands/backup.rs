@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pbmfs_agent::backup::{BackupOptions, BackupProgress, Phase, backup};
+use pbmfs_agent::source::ChainStep;
 use pbmfs_agent::{
     BackupType, CursorOptions, DirectorySource, LiveSource, LockOptions, Method as PinMethod, Source,
 };
@@ -12,6 +13,7 @@ use pbmfs_repo::objects::SnapshotDoc;
 
 use crate::args::{Backup, BackupType as AskedType, Global, Method, OutputFormat};
 use crate::commands::cancel_on_signal;
+use crate::commands::snapshot::{chains, source, step};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Meter;
 use crate::{format, open};
@@ -121,28 +123,47 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
     let doc = doc?;
     tracing::info!(requests = ?opened.counts.counts(), "done");
     match global.output {
-        OutputFormat::Text => summary(&doc)?,
+        OutputFormat::Text => format::line(summary(&doc).join("\n"))?,
         OutputFormat::Json => format::json(&doc)?,
     }
     Ok(Outcome::Done)
 }
 
-fn summary(doc: &SnapshotDoc) -> Result<(), Failure> {
+fn summary(doc: &SnapshotDoc) -> Vec<String> {
     let s = &doc.stats;
-    let millis = s.seconds.0;
-    format::line(format!("snapshot {}", doc.name))?;
-    format::line(format!(
-        "  {} files, {} read in {} ({})",
-        s.files,
-        format::size(s.bytes_read),
-        format::duration(millis),
-        format::rate(s.bytes_read, millis)
-    ))?;
-    format::line(format!(
+    let (files, read, took) = (s.files, format::size(s.bytes_read), s.seconds.0);
+    let mut out = vec![format!("snapshot {}", doc.name)];
+    out.push(match (step(doc), source(doc)) {
+        (Some(ChainStep::Increment), Some(source)) => {
+            let named = chains(doc).filter_map(|chain| chain.bytes_named).sum();
+            format!(
+                "  {files} files, {read} read of {} that changed since {source}, {} referenced, in {}",
+                format::size(named),
+                format::size(s.bytes_referenced),
+                format::duration(took)
+            )
+        }
+        _ => format!(
+            "  {files} files, {read} read in {} ({})",
+            format::duration(took),
+            format::rate(s.bytes_read, took)
+        ),
+    });
+    out.push(format!(
         "  {} of {} blocks are new, {}; {} stored",
         s.blocks_new,
         s.blocks_read,
         format::size(s.bytes_new),
         format::size(s.bytes_stored())
-    ))
+    ));
+    let full = chains(doc).filter(|chain| chain.step == ChainStep::FullRead);
+    out.extend(
+        full.filter_map(|chain| chain.reason)
+            .map(|reason| format!("  everything was read although an increment was asked for: {reason}")),
+    );
+    out
 }
+
+#[cfg(test)]
+#[path = "backup_tests.rs"]
+mod tests;

@@ -1,57 +1,54 @@
 //! `list`
 
-use jiff::Timestamp;
+use pbmfs_agent::source::ChainStep;
 use pbmfs_repo::Listing;
-use pbmfs_repo::objects::SnapshotDoc;
 use serde::Serialize;
 
+use super::snapshot::{DONE, label, restore_to, source, step, utc};
 use crate::args::{Global, OutputFormat};
 use crate::exit::{Failure, Outcome};
 use crate::{format, open};
 
 /// PBM's keys, then ours.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Row {
     name: String,
     status: &'static str,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    backup_type: Option<String>,
-    /// Seconds since 1970 of the moment to which the snapshot restores.
-    #[serde(rename = "restoreTo", skip_serializing_if = "Option::is_none")]
-    restore_to: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cluster: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    replsets: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    size: Option<u64>,
-    #[serde(rename = "sizeStored", skip_serializing_if = "Option::is_none")]
-    size_stored: Option<u64>,
+    print_status: &'static str,
+    #[serde(flatten)]
+    known: Option<Known>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// What is known of a snapshot that can be read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Known {
+    /// Seconds since 1970 of the moment to which the snapshot restores.
+    restore_to: i64,
+    /// Of the program that took it.
+    pbm_version: String,
+    #[serde(rename = "type")]
+    backup_type: String,
+    /// The snapshot of which it is an increment; empty for any other, as in PBM.
+    src: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<ChainStep>,
+    cluster: String,
+    replsets: Vec<String>,
+    /// Bytes of all its files.
+    size: u64,
+    size_read: u64,
+    size_referenced: u64,
+    /// Bytes that it added to the repository.
+    size_stored: u64,
 }
 
 #[derive(Serialize)]
 struct Rows {
     snapshots: Vec<Row>,
-}
-
-/// The moment to which a snapshot restores: the greatest operation time of its replica sets, or the begin of the
-/// backup where the source told none.
-pub fn restore_to(doc: &SnapshotDoc) -> Timestamp {
-    let times = doc
-        .replsets
-        .iter()
-        .filter_map(|r| r.node.pointer("/operation_time/t")?.as_i64());
-    times
-        .max()
-        .and_then(|t| Timestamp::from_second(t).ok())
-        .unwrap_or(doc.started)
-}
-
-/// A moment as snapshot names write it.
-pub fn utc(moment: Timestamp) -> String {
-    moment.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 pub async fn run(global: &Global) -> Result<Outcome, Failure> {
@@ -63,47 +60,55 @@ pub async fn run(global: &Global) -> Result<Outcome, Failure> {
             snapshots: listed.into_iter().map(row).collect(),
         })?,
         OutputFormat::Text if listed.is_empty() => format::note("the repository holds no snapshot yet"),
-        OutputFormat::Text => {
-            for item in &listed {
-                format::line(match item {
-                    Listing::Snapshot(doc) => format!(
-                        "{} {} <{}> [restore_to_time: {}]",
-                        doc.name,
-                        format::size(doc.stats.bytes_stored()),
-                        doc.backup_type,
-                        utc(restore_to(doc))
-                    ),
-                    Listing::Unreadable(name, why) => format!("{name} unreadable: {why}"),
-                })?;
-            }
-        }
+        OutputFormat::Text => listed.iter().try_for_each(|item| format::line(text(item)))?,
     }
     Ok(Outcome::Done)
+}
+
+fn text(item: &Listing) -> String {
+    match item {
+        Listing::Snapshot(doc) => format!(
+            "{} {} <{}> [restore_to_time: {}]",
+            doc.name,
+            format::size(doc.stats.bytes_stored()),
+            label(doc),
+            utc(restore_to(doc))
+        ),
+        Listing::Unreadable(name, why) => format!("{name} unreadable: {why}"),
+    }
 }
 
 fn row(item: Listing) -> Row {
     match item {
         Listing::Snapshot(doc) => Row {
-            status: "done",
-            restore_to: Some(restore_to(&doc).as_second()),
-            cluster: Some(doc.cluster.name.clone()),
-            replsets: Some(doc.replsets.iter().map(|r| r.name.clone()).collect()),
-            size: Some(doc.stats.bytes_total),
-            size_stored: Some(doc.stats.bytes_stored()),
             name: doc.name.to_string(),
-            backup_type: Some(doc.backup_type),
+            status: DONE,
+            print_status: "success",
             error: None,
+            known: Some(Known {
+                restore_to: restore_to(&doc).as_second(),
+                src: source(&doc).unwrap_or_default(),
+                chain: step(&doc),
+                replsets: doc.replsets.iter().map(|r| r.name.clone()).collect(),
+                size: doc.stats.bytes_total,
+                size_read: doc.stats.bytes_read,
+                size_referenced: doc.stats.bytes_referenced,
+                size_stored: doc.stats.bytes_stored(),
+                pbm_version: doc.tool,
+                backup_type: doc.backup_type,
+                cluster: doc.cluster.name,
+            }),
         },
         Listing::Unreadable(name, why) => Row {
             name: name.to_string(),
             status: "error",
-            backup_type: None,
-            restore_to: None,
-            cluster: None,
-            replsets: None,
-            size: None,
-            size_stored: None,
+            print_status: "failed",
+            known: None,
             error: Some(why),
         },
     }
 }
+
+#[cfg(test)]
+#[path = "list_tests.rs"]
+mod tests;

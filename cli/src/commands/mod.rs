@@ -8,6 +8,8 @@ mod list;
 mod misc;
 mod mount;
 mod restore;
+mod snapshot;
+mod stats;
 
 use std::future::Future;
 
@@ -29,6 +31,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Mount(args) => block_on(mount::mount(&global, args)),
         Command::Umount(args) => mount::umount(&global, &args),
         Command::Check(args) => block_on(check::run(&global, &args)),
+        Command::Stats(args) => block_on(stats::run(&global, &args)),
         Command::Completion(args) => misc::completion(&args),
         Command::Man(args) => misc::man(&args),
     }

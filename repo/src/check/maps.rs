@@ -1,6 +1,7 @@
 //! The snapshots of a repository: file lists, pack tables and maps, down to the slots that they name.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -15,9 +16,10 @@ use crate::ingest::Cancel;
 use crate::key::ObjectKey;
 use crate::map::{ExtentKind, MapRoot, Node, PlacedExtent};
 use crate::objects::SnapshotDoc;
-use crate::pack::{MAX_HOPS, PackKind, PackLoc, Place, Trailer};
-use crate::reader::{ReplsetReader, spans_of};
+use crate::pack::{PackKind, PackLoc, Place, Trailer};
+use crate::reader::{ReplsetReader, slots_of};
 use crate::repository::Repository;
+use crate::walk::{Lineages, Residence};
 
 /// A node that is sound with all below it. Level and span are part of it: a pointer may lie about them. So is the
 /// lineage of the pack table, which gives the numbers in leaves their meaning.
@@ -30,13 +32,9 @@ pub(super) struct Walker<'a> {
     report: &'a mut CheckReport,
     cancel: &'a Cancel,
     seen: HashSet<Seen>,
-    /// Packs of the tables that were met: each the longest of those that begin alike.
-    lineages: Vec<Vec<PackId>>,
+    lineages: Lineages,
+    residence: Residence<'a>,
     used: HashSet<PackId>,
-    /// Packs that were put since the listing, and their lengths.
-    late: HashMap<PackId, u64>,
-    /// Packs that are not there. An id is never used again.
-    gone: HashSet<PackId>,
     /// Nothing was unreadable, so that what is not in `used` is not used.
     whole: bool,
 }
@@ -64,16 +62,22 @@ impl<'a> Walker<'a> {
         report: &'a mut CheckReport,
         cancel: &'a Cancel,
     ) -> Self {
+        // Of a damaged one nothing but that it is there is ever asked.
+        let mut residence = Residence::new(repo, packs.keys().map(|id| (*id, 0)));
+        for facts in packs.values() {
+            if let PackFacts::Sound(loc, _) = facts {
+                residence.located(*loc);
+            }
+        }
         Self {
             repo,
             packs,
             report,
             cancel,
             seen: HashSet::new(),
-            lineages: Vec::new(),
+            lineages: Lineages::default(),
+            residence,
             used: HashSet::new(),
-            late: HashMap::new(),
-            gone: HashSet::new(),
             whole: true,
         }
     }
@@ -152,13 +156,12 @@ impl<'a> Walker<'a> {
                         self.broken(doc, name, RepoError::Damaged { key, reason })?;
                     }
                 }
-                self.lineage(entries.iter().map(|e| e.loc.id).collect())
+                self.lineages.of(entries.iter().map(|e| e.loc.id).collect())
             }
             Err(e) => {
                 self.broken(doc, name, e)?;
                 // Of its own: what is sound by another table need not be so by this one.
-                self.lineages.push(Vec::new());
-                self.lineages.len() as u32 - 1
+                self.lineages.alone()
             }
         };
         let set = Set {
@@ -189,21 +192,6 @@ impl<'a> Walker<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The number of the lineage to which a table belongs: tables of which one is the beginning of the other.
-    fn lineage(&mut self, packs: Vec<PackId>) -> u32 {
-        for (known, number) in self.lineages.iter_mut().zip(0..) {
-            let common = known.len().min(packs.len());
-            if common > 0 && known[..common] == packs[..common] {
-                if packs.len() > known.len() {
-                    *known = packs;
-                }
-                return number;
-            }
-        }
-        self.lineages.push(packs);
-        self.lineages.len() as u32 - 1
     }
 
     async fn file(&mut self, set: &Set<'_>, entry: &FileEntry) -> Result<()> {
@@ -321,109 +309,32 @@ impl<'a> Walker<'a> {
             };
             return Err(RepoError::Damaged { key, reason });
         }
-        let spans = spans_of(placed.offset, &placed.extent, &trailer)?;
-        let slots = spans.first().zip(spans.last());
-        if let Some((first, last)) = slots {
-            self.slots(&entry.loc, &trailer, first.slot..last.slot + 1)
-                .await?;
-        }
-        Ok(())
+        let slots = slots_of(&placed.extent, &trailer)?;
+        self.slots(&entry.loc, &trailer, slots).await
     }
 
     /// Whether a block that is read by itself is one of its pack's.
     async fn place(&mut self, place: &Place) -> Result<()> {
-        let (loc, trailer) = match self.packs.get(&place.pack) {
-            Some(PackFacts::Sound(loc, _)) => (*loc, self.repo.packs().trailer(loc).await?),
-            // It is reported by itself; whether the block can be read shows when it is.
-            Some(PackFacts::Damaged) => {
-                self.used.insert(place.pack);
-                return Ok(());
-            }
-            None if self.is_there(&place.pack).await? => {
-                let size = self.late.get(&place.pack).copied().unwrap_or_default();
-                self.repo.packs().locate(&place.pack, size).await?
-            }
-            None => {
-                let relocation = self.repo.packs().relocation(&place.pack).await?;
-                let trailer = relocation.trailer.clone();
-                let loc = PackLoc {
-                    id: place.pack,
-                    trailer_offset: trailer.end(),
-                    trailer_len: trailer.encode().len() as u32,
-                };
-                (loc, Arc::new(trailer))
-            }
-        };
-        let slot = trailer.slot_at(place.offset).filter(|slot| {
-            trailer
-                .slot(*slot)
-                .is_some_and(|i| i.id == place.id && i.packed_len() == u64::from(place.len))
-        });
-        let slot = slot.ok_or(RepoError::DamagedBlock {
-            pack: place.pack,
-            slot: format!("at byte {}", place.offset),
-            reason: FormatError::WrongId(place.id.to_string()),
-        })?;
-        if trailer.kind != PackKind::Map {
-            let reason = FormatError::WrongKind {
-                expected: "map pack",
-                found: "data pack".into(),
-            };
-            let key = ObjectKey::pack(&place.pack);
-            return Err(RepoError::Damaged { key, reason });
+        // It is reported by itself; whether the block can be read shows when it is.
+        if let Some(PackFacts::Damaged) = self.packs.get(&place.pack) {
+            self.used.insert(place.pack);
+            return Ok(());
         }
+        let (loc, trailer, slot) = self.residence.slot_of(place).await?;
         self.slots(&loc, &trailer, slot.0..slot.0 + 1).await
     }
 
     /// Whether slots are in a pack that is there, through relocations.
-    async fn slots(&mut self, loc: &PackLoc, trailer: &Trailer, slots: std::ops::Range<u32>) -> Result<()> {
-        if self.is_there(&loc.id).await? {
+    async fn slots(&mut self, loc: &PackLoc, trailer: &Arc<Trailer>, slots: Range<u32>) -> Result<()> {
+        if self.residence.is_there(&loc.id).await? {
             self.used.insert(loc.id);
             return Ok(());
         }
         for slot in slots {
-            let block = trailer.slot(Slot(slot)).map(|info| info.id);
-            let (mut pack, mut slot) = (loc.id, Slot(slot));
-            let mut hops = 0;
-            while !self.is_there(&pack).await? {
-                let relocation = self.repo.packs().relocation(&pack).await?;
-                let bad = |field| RepoError::Damaged {
-                    key: ObjectKey::relocation(&pack),
-                    reason: FormatError::BadField(field),
-                };
-                hops += 1;
-                let target = relocation.target(slot).filter(|_| hops <= MAX_HOPS);
-                let (to, there) = target.ok_or_else(|| bad("target"))?;
-                let trailer = self.repo.packs().trailer(to).await?;
-                if trailer.slot(there).map(|info| info.id) != block {
-                    return Err(bad("target"));
-                }
-                (pack, slot) = (to.id, there);
-            }
-            self.used.insert(pack);
+            let (now, _, _) = self.residence.now(loc, trailer, Slot(slot)).await?;
+            self.used.insert(now.id);
         }
         Ok(())
-    }
-
-    /// Whether a pack is there. One that was not listed may have been put since.
-    async fn is_there(&mut self, id: &PackId) -> Result<bool> {
-        if self.packs.contains_key(id) || self.late.contains_key(id) {
-            return Ok(true);
-        }
-        if self.gone.contains(id) {
-            return Ok(false);
-        }
-        match self.repo.storage().head(&ObjectKey::pack(id)).await {
-            Ok(size) => {
-                self.late.insert(*id, size);
-                Ok(true)
-            }
-            Err(e) if e.is_not_found() => {
-                self.gone.insert(*id);
-                Ok(false)
-            }
-            Err(e) => Err(e.into()),
-        }
     }
 
     /// A file is told of once for each pack.
