@@ -74,7 +74,7 @@ impl Rig {
         }
         assert_eq!(self.pbmfs.names(), names, "a snapshot was left");
         self.set.cursor_servers()[0].faults().clear();
-        if self.set.members()[0].is_running() {
+        if self.set.member_mut(0).is_running() {
             self.nothing_left().await;
         }
     }
@@ -193,7 +193,7 @@ async fn a_server_without_the_stage_is_locked_instead() {
             .run(&["-o", "json", "backup", "-t", "incremental", "--uri", &uri])
             .ok()
     });
-    let told = ran.stderr();
+    let told = &ran.stderr;
     assert!(
         told.contains("without $backupCursor") && told.contains("fsyncLock instead"),
         "{told}"
