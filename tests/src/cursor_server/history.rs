@@ -79,7 +79,8 @@ fn hash(sector: &[u8]) -> u64 {
 /// The files of a pin that are compared, by their paths under the dbPath.
 pub(super) type Image = BTreeMap<String, FileImage>;
 
-/// What a document says of one file, or of one range of it.
+/// What a document tells of one file, or of one range of it; of a whole file the length too, where the document tells
+/// none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRange {
     /// Under the dbPath.
@@ -90,6 +91,13 @@ pub struct NamedRange {
     pub offset: u64,
     /// Its length, which may reach past the file; 0 for a file that did not change.
     pub length: u64,
+}
+
+impl NamedRange {
+    /// How much of it there is to read.
+    pub fn bytes(&self) -> u64 {
+        self.length.min(self.file_size.saturating_sub(self.offset))
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -213,6 +213,17 @@ impl CursorServer {
         self.server.named()
     }
 
+    /// How many bytes the ranges of a backup hold, the journal left out: its files are as long as they were allocated,
+    /// 100 MB each.
+    pub fn bytes_named(&self, name: &str) -> u64 {
+        let named = self.server.named();
+        let ranges = named.get(name).into_iter().flatten();
+        ranges
+            .filter(|range| !range.file.starts_with("journal/"))
+            .map(NamedRange::bytes)
+            .sum()
+    }
+
     /// Whether a cursor is open.
     pub fn is_open(&self) -> bool {
         self.server.is_open()

@@ -60,12 +60,23 @@ impl Server {
         let mut rest = VecDeque::from([documents::metadata(backup_id, &pin, options, style)]);
         // A cursor that only ends history names no files.
         if !options.disable {
-            let ranges = self.ranges(&pin, options, claim.as_ref());
-            rest.extend(
-                ranges
-                    .iter()
-                    .map(|range| documents::file(&pin.directory, range, style)),
-            );
+            let ranges = self.ranges(&pin, claim.as_ref());
+            // In a base some servers give no length, and in a plain backup none does.
+            let told = match style {
+                Style::Explicit => options.source_name.is_some(),
+                _ => options.incremental,
+            };
+            rest.extend(ranges.iter().map(|range| {
+                let length = if told { range.length } else { 0 };
+                documents::file(
+                    &pin.directory,
+                    &NamedRange {
+                        length,
+                        ..range.clone()
+                    },
+                    style,
+                )
+            }));
             let name = options.this_name.clone().unwrap_or_default();
             lock(&self.named).insert(name, ranges);
         }
@@ -98,17 +109,12 @@ impl Server {
     }
 
     /// What the cursor names, but for its metadata.
-    fn ranges(&self, pin: &Pin, options: &BackupOptions, claim: Option<&Claim>) -> Vec<NamedRange> {
-        // In a base some servers give no length, and in a plain backup none does.
-        let lengths = match self.options.style {
-            Style::Explicit => options.source_name.is_some(),
-            _ => options.incremental,
-        };
+    fn ranges(&self, pin: &Pin, claim: Option<&Claim>) -> Vec<NamedRange> {
         let whole = |file: String, file_size| NamedRange {
             file,
             file_size,
             offset: 0,
-            length: if lengths { file_size } else { 0 },
+            length: file_size,
         };
         let increment = claim.filter(|claim| claim.has_source());
         let mut ranges = Vec::new();

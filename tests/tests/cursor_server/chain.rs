@@ -8,7 +8,7 @@ use pbmfs_tests::{
     binary::MongodBinary,
     compare, mongod,
     restore_steps::{self, Replay, RestoredSet},
-    writer,
+    snapshot, writer,
 };
 use tempfile::tempdir;
 
@@ -18,10 +18,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A base and increments of a member that is written to, scribbled over while they are read. Those that are asked for are
 /// brought to the time that they were extended to.
-async fn chain(version: &str, rounds: u64, restored: impl Fn(u64) -> bool) {
+async fn chain(version: &str, mongod: MongodOptions, rounds: u64, restored: impl Fn(u64) -> bool) {
     let mongod = MongodOptions {
         binary: Some(MongodBinary::of_version(version).unwrap()),
-        ..MongodOptions::default()
+        ..mongod
     };
     let live = Live::start(mongod.clone(), CursorServerOptions::default()).await;
     let writing = WriterOptions::default();
@@ -106,17 +106,20 @@ fn copy_tree(from: &Path, to: &Path) {
 
 #[tokio::test]
 async fn increments_on_4_4_hold_every_write_up_to_their_extend() {
-    chain("4.4", 2, |round| round == 1).await;
+    chain("4.4", MongodOptions::default(), 2, |round| round == 1).await;
 }
 
 #[tokio::test]
 async fn increments_on_5_0_hold_every_write_up_to_their_extend() {
-    chain("5.0", 2, |round| round == 1).await;
+    chain("5.0", MongodOptions::default().directory_per_db(), 2, |round| {
+        round == 1
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_base_and_increments_hold_every_write_up_to_their_extend() {
-    chain("6.0", 3, |round| round != 1).await;
+    chain("6.0", MongodOptions::default(), 3, |round| round != 1).await;
 }
 
 /// Clients and members know the members by the addresses of the cursor servers alone.
@@ -159,4 +162,33 @@ async fn a_set_lives_behind_its_cursor_servers() {
     things.insert_one(doc! {"a": 3}).await.unwrap();
     set.member_mut(0).restart().await.unwrap();
     set.wait_ready().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_journal_has_no_hole_though_the_server_removes_its_files() {
+    let live = Live::quiet().await;
+    let mut cursor = live.open(doc! {}).await.unwrap();
+    let journal = live.set.members()[0].dbpath().join("journal");
+    let direct = live.set.members()[0].client().await.unwrap();
+    let admin = direct.database("admin");
+    for round in 0..12 {
+        // Each lock begins a new file, and a checkpoint lets the old ones go.
+        snapshot::fsync_lock(&direct).await.unwrap();
+        snapshot::fsync_unlock(&direct).await.unwrap();
+        live.update(round).await;
+        admin.run_command(doc! {"fsync": 1}).await.unwrap();
+    }
+    let files = cursor
+        .extend(majority_time(&live.client).await, LIMIT)
+        .await
+        .unwrap();
+    let left = files
+        .iter()
+        .filter(|file| journal.join(file.file_name().unwrap()).exists())
+        .count();
+    assert!(
+        files.len() >= 12 && left < files.len(),
+        "{left} of {} are left",
+        files.len()
+    );
 }

@@ -141,6 +141,7 @@ impl Cursor {
                 _ if self.metadata.contains_key("srcBackupName") => (0, 0),
                 _ => (0, size),
             };
+            fs::create_dir_all(target.join(name).parent().unwrap()).unwrap();
             let to = fs::File::options()
                 .create(true)
                 .truncate(false)
@@ -160,11 +161,18 @@ impl Cursor {
         for path in journal.iter().cloned().chain([dbpath.join("storage.bson")]) {
             fs::copy(&path, target.join(path.strip_prefix(&dbpath).unwrap())).unwrap();
         }
-        for entry in fs::read_dir(target).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".wt") && !names.contains(&name) {
-                fs::remove_file(target.join(name)).unwrap();
-            }
+        remove_unnamed(target, "", &names);
+    }
+}
+
+/// What is named no more was dropped.
+fn remove_unnamed(root: &Path, directory: &str, names: &[String]) {
+    for entry in fs::read_dir(root.join(directory)).unwrap().map(Result::unwrap) {
+        let name = format!("{directory}{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            remove_unnamed(root, &format!("{name}/"), names);
+        } else if name.ends_with(".wt") && !names.contains(&name) {
+            fs::remove_file(root.join(name)).unwrap();
         }
     }
 }
