@@ -58,25 +58,48 @@ pub enum Found {
     Large(usize),
 }
 
+/// What the header of a block says.
+#[derive(Clone, Copy)]
+struct Claim {
+    size: usize,
+    /// Whether the checksum covers the whole block, and not only its first [`PREFIX`] bytes.
+    whole: bool,
+    checksum: u32,
+}
+
+impl Claim {
+    /// The claim of some bytes that may well be the beginning of a block.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let header = bytes.get(..HEADER)?;
+        let size = u32_at(header, DISK_SIZE) as usize;
+        let flags = header[BLOCK_FLAGS];
+        let plausible = size >= SECTOR
+            && size.is_multiple_of(SECTOR)
+            && size <= MAX_BELIEVED
+            && PAGE_TYPES.contains(&header[PAGE_TYPE])
+            && header[PAGE_UNUSED] == 0
+            && flags & !WHOLE_CHECKSUM == 0
+            && header[BLOCK_UNUSED] == [0; 3];
+        plausible.then(|| Self {
+            size,
+            whole: flags == WHOLE_CHECKSUM,
+            checksum: u32_at(header, CHECKSUM.start),
+        })
+    }
+}
+
 /// Looks for a block that begins with the first of `bytes`. Costs a CRC32C of the block if there seems to be one, and
 /// next to nothing otherwise.
 pub fn block_at(bytes: &[u8]) -> Found {
-    let Some(header) = bytes.get(..HEADER) else {
+    let Some(Claim {
+        size,
+        whole,
+        checksum,
+    }) = Claim::of(bytes)
+    else {
         return Found::Nothing;
     };
-    let size = u32_at(header, DISK_SIZE) as usize;
-    let flags = header[BLOCK_FLAGS];
-    let plausible = size >= SECTOR
-        && size.is_multiple_of(SECTOR)
-        && size <= MAX_BELIEVED
-        && PAGE_TYPES.contains(&header[PAGE_TYPE])
-        && header[PAGE_UNUSED] == 0
-        && flags & !WHOLE_CHECKSUM == 0
-        && header[BLOCK_UNUSED] == [0; 3];
-    if !plausible {
-        return Found::Nothing;
-    }
-    let covered = if flags == WHOLE_CHECKSUM { size } else { PREFIX };
+    let covered = if whole { size } else { PREFIX };
     if covered > MAX_CHECKED {
         return Found::Large(size);
     }
@@ -91,7 +114,7 @@ pub fn block_at(bytes: &[u8]) -> Found {
     let mut sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
     sum.update(&first);
     sum.update(rest);
-    if sum.finalize() != u64::from(u32_at(header, CHECKSUM.start)) {
+    if sum.finalize() != u64::from(checksum) {
         Found::Nothing
     } else if size > MAX_CHECKED {
         Found::Large(size)
@@ -128,32 +151,38 @@ impl TableCutter {
         let mut pieces = Vec::new();
         let mut at = 0;
         while at < window.len() {
-            if self.large > 0 {
-                let piece = self.large.min(MAX_PIECE);
-                let there = piece.min(window.len() - at);
-                if there < piece && !last {
-                    break;
+            let (begin, found) = if self.large > 0 {
+                match block_at(&window[at..]) {
+                    Found::Cut(_) if !last => break,
+                    Found::Cut(_) | Found::Nothing => (at, Found::Large(self.large)),
+                    // Newer than the large block, which was freed, or never was one.
+                    found => (at, found),
                 }
-                self.large -= piece;
-                pieces.push(there as u32);
-                at += there;
-                continue;
-            }
-            let (junk, found) = self.next_block(offset, window, at, last);
-            at = self.cut_junk(offset, at..junk, found.is_some() || last, &mut pieces);
-            match found {
-                _ if at < junk => break,
-                Some(Found::Block(len)) => {
-                    self.parsed += len as u64;
-                    pieces.push(len as u32);
-                    at += len;
+            } else {
+                let (begin, found) = self.next_block(offset, window, at, last);
+                at = self.cut_junk(offset, at..begin, found.is_some() || last, &mut pieces);
+                match found {
+                    Some(found) if at == begin => (begin, found),
+                    _ => break,
                 }
-                Some(Found::Large(len)) => {
-                    self.parsed += len as u64;
-                    self.large = len;
+            };
+            let piece = match found {
+                Found::Block(len) => {
+                    self.large = 0;
+                    len
                 }
-                _ => break,
-            }
+                Found::Large(len) => match piece_of_large(&window[begin..], len, last) {
+                    Some(piece) => {
+                        self.large = len - piece;
+                        piece
+                    }
+                    None => break,
+                },
+                Found::Cut(_) | Found::Nothing => break,
+            };
+            self.parsed += piece as u64;
+            pieces.push(piece as u32);
+            at = begin + piece;
         }
         pieces
     }
@@ -198,6 +227,19 @@ impl TableCutter {
         }
         at
     }
+}
+
+/// The first piece of a large block of `len` bytes: up to 1 MiB, or to where another block may begin. For a block is
+/// written whole: what looks like a block inside of it came later, and what is left of the large one is as good as
+/// junk. `None` if too little is to be seen.
+fn piece_of_large(window: &[u8], len: usize, last: bool) -> Option<usize> {
+    let most = len.min(MAX_PIECE);
+    if window.len() < most && !last {
+        return None;
+    }
+    let most = most.min(window.len());
+    let another = |at: &usize| Claim::of(&window[*at..]).is_some();
+    Some((SECTOR..most).step_by(SECTOR).find(another).unwrap_or(most))
 }
 
 #[cfg(test)]

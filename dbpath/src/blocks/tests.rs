@@ -92,6 +92,86 @@ fn large_blocks_are_split() {
     assert_eq!(kib(&short), [4, 1024, 1020]);
 }
 
+/// What is left of a large block when its place is used again still says how long it was.
+#[test]
+fn the_remains_of_a_large_block_hide_nothing() {
+    let kib = |file: &[u8]| at_once(file).iter().map(|len| len >> 10).collect::<Vec<_>>();
+    let mut file = block(4 << 20, true, 1);
+    let put = |file: &mut [u8], at: usize, block: Vec<u8>| file[at..at + block.len()].copy_from_slice(&block);
+    // One that is damaged: a piece begins there all the same, and goes on to the next.
+    let mut bad = block(8 << 10, true, 2);
+    bad[5000] ^= 1;
+    put(&mut file, 24 << 10, bad);
+    put(&mut file, 64 << 10, block(12 << 10, true, 3));
+    // From here on nothing is left of the large one, and what is in no block is cut as ever.
+    put(&mut file, 76 << 10, block(960 << 10, true, 4));
+    put(&mut file, 2 << 20, block(1100 << 10, true, 5));
+    let expected = [&[24, 40, 12, 960, 52], &[64; 15][..], &[1024, 76, 52], &[64; 14]].concat();
+    assert_eq!(kib(&file), expected);
+    // A large one in a large one.
+    put(&mut file, 64 << 10, block(1100 << 10, true, 6));
+    let expected = [&[24, 40, 1024, 76, 52], &[64; 13][..], &[1024, 76, 52], &[64; 14]].concat();
+    assert_eq!(kib(&file), expected);
+}
+
+/// A bit of a length makes a block a large one that was never written.
+#[test]
+fn wrong_lengths_cost_one_block() {
+    let blocks: Vec<_> = (0..600)
+        .map(|i| block((1 + i % 5) * SECTOR, true, i as u8))
+        .collect();
+    let sound = at_once(&blocks.concat());
+    let mut begin = 0;
+    for (hit, len) in sound.iter().enumerate().take(5) {
+        for bit in 12..32 {
+            let mut file = blocks.concat();
+            file[begin + DISK_SIZE + bit / 8] ^= 1 << (bit % 8);
+            let cuts = at_once(&file);
+            let mut ends: Vec<u32> = Vec::new();
+            let mut at = 0;
+            for piece in &cuts {
+                at += piece;
+                ends.push(at);
+            }
+            // All other blocks are found where they are.
+            let mut at = 0;
+            for (other, len) in sound.iter().enumerate() {
+                at += len;
+                let inside = other == hit && !ends.contains(&at);
+                assert!(
+                    inside || ends.contains(&at),
+                    "{hit} {bit}: {other} of {len} {cuts:?}"
+                );
+            }
+        }
+        begin += *len as usize;
+    }
+}
+
+#[test]
+fn impossible_lengths_are_not_believed() {
+    for size in [
+        0,
+        1,
+        100,
+        4095,
+        4097,
+        (32 << 20) + 4096,
+        1 << 31,
+        u32::MAX,
+        u32::MAX - 4095,
+    ] {
+        let mut file = block(SECTOR, true, 1);
+        file[DISK_SIZE..DISK_SIZE + 4].copy_from_slice(&size.to_le_bytes());
+        assert_eq!(block_at(&file), Found::Nothing, "{size}");
+        let next = block(3 * SECTOR, true, 2);
+        assert_eq!(
+            at_once(&[file, next].concat()),
+            [SECTOR as u32, 3 * SECTOR as u32]
+        );
+    }
+}
+
 /// Damage costs the block that it hits, and no other.
 #[test]
 fn a_flipped_bit_moves_no_other_cut() {
@@ -149,25 +229,15 @@ proptest! {
     ) {
         let mut file = junk(1, 0);
         let mut blocks = Vec::new();
-        let mut hidden = 0;
         for part in &parts {
             match part {
                 Part::Block(n, whole, seed) => {
                     let block = block(n * SECTOR, *whole, *seed);
-                    // What a torn large block promises is believed, and hides what comes.
-                    if file.len() >= hidden {
-                        blocks.push((file.len(), block.len()));
-                    }
+                    blocks.push((file.len(), block.len()));
                     file.extend(block);
                 }
                 Part::Junk(n, seed) => file.extend(junk(*n, *seed)),
-                Part::Torn(n, seed) => {
-                    let begin = file.len();
-                    file.extend(&block(n * SECTOR, true, *seed)[..n / 2 * SECTOR]);
-                    if n * SECTOR > MAX_CHECKED {
-                        hidden = hidden.max(begin + n * SECTOR);
-                    }
-                }
+                Part::Torn(n, seed) => file.extend(&block(n * SECTOR, true, *seed)[..n / 2 * SECTOR]),
             }
         }
         file.extend(vec![3; tail]);
