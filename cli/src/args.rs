@@ -113,12 +113,12 @@ Examples:
   pbm-fs backup --dbpath /var/lib/mongodb           (mongod is stopped)
   pbm-fs backup --dbpath /mnt/lvm-snapshot --replset rs0
 
-With --uri a member of Percona Server for MongoDB or MongoDB Enterprise is read through $backupCursor, while reads and
-writes go on; one of MongoDB Community is locked with fsyncLock while its files are read: reads go on, writes wait. A
+With --uri a member of Percona Server for MongoDB or MongoDB Enterprise is read through $backupCursor, while reads and \
+writes go on; one of MongoDB Community is locked with fsyncLock while its files are read: reads go on, writes wait. A \
 secondary on this machine is taken unless --node or directConnection=true says otherwise.
 
-An increment reads what the server says has changed since an earlier snapshot of the same member, and takes the rest
-from there by reference. Where the server cannot tell (another member, history lost, that snapshot deleted) everything
+An increment reads what the server says has changed since an earlier snapshot of the same member, and takes the rest \
+from there by reference. Where the server cannot tell (another member, history lost, that snapshot deleted) everything \
 is read and only new blocks are stored; the next increment goes on from there. Any snapshot can be deleted at any time.
 
 A process list shows a password that stands in --uri; in the environment variable PBMFS_URI it is not shown.")]
@@ -215,8 +215,8 @@ Examples:
   pbm-fs restore latest --target /var/lib/mongodb-restored
   pbm-fs restore 2026-11-21T10:48:00Z --target /data/rs0 --replset rs0
 
-The files are written to DIR.pbmfs-partial, which becomes DIR at the very end. A restore that was interrupted goes on
-where it stopped when the same command is given again.")]
+The files are written to DIR.pbmfs-partial, which becomes DIR at the very end. A restore that was interrupted \
+goes on where it stopped when the same command is given again.")]
 pub struct Restore {
     /// Name, beginning of a name, or `latest`
     pub name: String,

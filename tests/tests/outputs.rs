@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use pbmfs_tests::{
-    CursorServer, CursorServerOptions, DataSpec, Fixture, PbmFs, ReplSet, ReplSetOptions, Tree,
+    CursorServer, CursorServerOptions, DataSpec, PbmFs, ReplSet, ReplSetOptions, Tree,
     cli::{name_of, text},
     data,
     fixture::{Fixture, says},
@@ -74,7 +74,10 @@ fn listed(pbmfs: &PbmFs) -> Vec<Value> {
         assert_eq!(rest, expected, "{row}");
         assert_eq!(row["status"], "done");
         assert_eq!(row["printStatus"], "success");
-        assert!(row["pbmVersion"].as_str().unwrap().starts_with("pbm-fs "), "{row}");
+        assert!(
+            row["pbmVersion"].as_str().unwrap().starts_with("pbm-fs "),
+            "{row}"
+        );
     }
     assert!(rows.is_sorted_by(|a, b| a["name"].as_str() > b["name"].as_str()));
     rows
@@ -85,17 +88,27 @@ fn counted(pbmfs: &PbmFs, names: &[&str]) -> Value {
     let stats = pbmfs.json(&[&["stats"], names].concat());
     let out = pbmfs.ok(&[&["stats"], names].concat()).stdout;
     let mut lines = out.lines();
-    says(lines.next().unwrap(), &["snapshot", "logical", "unique", "stored", "only here"]);
+    says(
+        lines.next().unwrap(),
+        &["snapshot", "logical", "unique", "stored", "only here"],
+    );
     let rows = stats["snapshots"].as_array().unwrap();
     let several = (rows.len() > 1).then_some(&stats["total"]);
     for row in rows.iter().chain(several) {
         let line = lines.next().unwrap();
-        let cells: Vec<_> = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        let cells: Vec<_> = line
+            .split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .collect();
         let [name, logical, unique, stored, only, dedup, compression] = cells[..] else {
             panic!("{line}");
         };
         let first = row["name"].as_str();
-        assert_eq!(name, first.unwrap_or(if names.is_empty() { "all" } else { "these together" }));
+        assert_eq!(
+            name,
+            first.unwrap_or(if names.is_empty() { "all" } else { "these together" })
+        );
         assert!(is_size(logical, &row["bytes_logical"]), "{line} and {row}");
         assert!(is_size(unique, &row["bytes_unique"]), "{line} and {row}");
         assert!(is_size(stored, &row["bytes_stored"]), "{line} and {row}");
@@ -120,7 +133,10 @@ fn nothing_is_wasted(stats: &Value) {
     assert_eq!(stats["repository"]["bytes_unused"], 0, "{stats}");
     let packs = number(&stats["repository"]["packs"]);
     let own = number(&stats["repository"]["bytes_packs"]) - number(&stats["total"]["bytes_stored"]);
-    assert!((packs * 68..packs * 512).contains(&own), "{own} bytes for {packs} packs");
+    assert!(
+        (packs * 68..packs * 512).contains(&own),
+        "{own} bytes for {packs} packs"
+    );
 }
 
 #[test]
@@ -136,8 +152,16 @@ fn statistics_of_what_is_known() {
         assert_eq!(row["bytes_unique"], stats["total"]["bytes_unique"]);
     }
     assert_eq!(stats["total"]["bytes_logical"], 2 * source.bytes());
-    assert_eq!(stats["total"]["only"]["bytes_stored"], stats["total"]["bytes_stored"]);
-    let names: Vec<_> = stats["snapshots"].as_array().unwrap().iter().map(name_of).collect();
+    assert_eq!(
+        stats["total"]["only"]["bytes_stored"],
+        stats["total"]["bytes_stored"]
+    );
+    let names: Vec<_> = stats["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(name_of)
+        .collect();
     assert_eq!(names, f.names);
 
     // Noise that only a third one has: all of it is new, none can be compressed.
@@ -188,7 +212,11 @@ fn what_is_asked_for_wrongly() {
     f.refuses(2, &["--memory", "8MiB", "stats"], &["--memory", "64MiB"]);
     // Nobody listens there, and nobody is asked.
     let uri = "mongodb://127.0.0.1:1/";
-    f.refuses(2, &["backup", "--base", "--uri", uri], &["--base", "-t incremental"]);
+    f.refuses(
+        2,
+        &["backup", "--base", "--uri", uri],
+        &["--base", "-t incremental"],
+    );
     f.refuses(
         2,
         &["backup", "-t", "incremental", "--dbpath", source],
@@ -200,7 +228,15 @@ fn what_is_asked_for_wrongly() {
         &["backup", "--block-size", "0", "--uri", uri],
         &["backup", "--method", "magic", "--uri", uri],
         &["backup", "-t", "logical", "--uri", uri],
-        &["backup", "-t", "incremental", "--block-size", "2", "--dbpath", source],
+        &[
+            "backup",
+            "-t",
+            "incremental",
+            "--block-size",
+            "2",
+            "--dbpath",
+            source,
+        ],
     ];
     for args in wrong {
         assert!(!f.pbmfs.refuses_usage(args).is_empty());
@@ -211,29 +247,35 @@ fn what_is_asked_for_wrongly() {
 #[test]
 fn completions_know_every_verb_and_flag() {
     let bare = PbmFs::bare();
+    let verbs = [
+        "init",
+        "backup",
+        "list",
+        "describe-backup",
+        "restore",
+        "mount",
+        "umount",
+        "check",
+        "stats",
+        "completion",
+    ];
+    let flags = [
+        "type",
+        "base",
+        "block-size",
+        "method",
+        "record-hashes",
+        "read-data",
+        "lazy",
+    ];
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = bare.ok(&["completion", shell]).stdout;
-        says(
-            &script,
-            &[
-                "init",
-                "backup",
-                "list",
-                "describe-backup",
-                "restore",
-                "mount",
-                "umount",
-                "check",
-                "stats",
-                "incremental",
-                "base",
-                "block-size",
-                "method",
-                "cursor",
-                "record-hashes",
-                "read-data",
-            ],
-        );
+        says(&script, &verbs);
+        says(&script, &flags);
+        // Those that know values.
+        if matches!(shell, "bash" | "zsh" | "fish") {
+            says(&script, &["physical", "incremental", "auto", "cursor", "lock"]);
+        }
     }
     bare.refuses_usage(&["completion", "tcsh"]);
 }
@@ -250,7 +292,7 @@ async fn a_base_its_increment_and_a_lost_history() {
     let spec = DataSpec::megabytes(20);
     data::load(&client, &spec).await.unwrap();
     let pbmfs = PbmFs::init(place.path().join("repo"));
-    let uri = format!("{}/?directConnection=true", server.uri().trim_end_matches('/'));
+    let uri = server.uri();
     let incremental = ["backup", "-t", "incremental", "--uri", &uri];
 
     let out = pbmfs.ok(&[&incremental[..], &["--base"]].concat()).stdout;
@@ -266,7 +308,10 @@ async fn a_base_its_increment_and_a_lost_history() {
     let kind = |src: &str, step: &str| (Value::from("incremental"), Value::from(src), Value::from(step));
     assert_eq!(kinds(&rows[0]), kind(&base, "increment"));
     assert_eq!(kinds(&rows[1]), kind("", "base"));
-    assert!(number(&rows[0]["sizeStored"]) < number(&rows[1]["sizeStored"]) / 2, "{rows:?}");
+    assert!(
+        number(&rows[0]["sizeStored"]) < number(&rows[1]["sizeStored"]) / 2,
+        "{rows:?}"
+    );
 
     // What the description tells, in both forms.
     let described = pbmfs.json(&["describe-backup", "latest"]);
@@ -284,7 +329,10 @@ async fn a_base_its_increment_and_a_lost_history() {
     let named = number(&replset["node"]["chain"]["bytes_named"]);
     let (read, referenced) = (number(&stats["bytes_read"]), number(&stats["bytes_referenced"]));
     let total = number(&stats["bytes_total"]);
-    assert!(named > 0 && referenced > total / 2 && read < total / 2, "{described}");
+    assert!(
+        named > 0 && referenced > total / 2 && read < total / 2,
+        "{described}"
+    );
     let told = pbmfs.ok(&["describe-backup", "latest"]).stdout;
     let line = |key: &str| {
         let mut lines = told.lines();
@@ -298,7 +346,10 @@ async fn a_base_its_increment_and_a_lost_history() {
     assert_eq!(line("    block_size: "), "1MiB");
     assert!(is_size(&line("    named: "), &named.into()), "{told}");
     assert!(is_size(&line("referenced: "), &referenced.into()), "{told}");
-    assert!(is_size(line("read: ").split(' ').next().unwrap(), &read.into()), "{told}");
+    assert!(
+        is_size(line("read: ").split(' ').next().unwrap(), &read.into()),
+        "{told}"
+    );
     let head = &replset["chain_head"];
     assert_eq!(line("    this_backup_name: "), head["this_backup_name"]);
     assert_eq!(line("    node: "), head["node"]);
@@ -307,11 +358,20 @@ async fn a_base_its_increment_and_a_lost_history() {
     server.forget_history();
     let out = pbmfs.ok(&incremental).stdout;
     assert_eq!(out.lines().count(), 4, "{out}");
-    says(&out, &["everything was read although an increment was asked for: ", " knows nothing of "]);
+    says(
+        &out,
+        &[
+            "everything was read although an increment was asked for: ",
+            " knows nothing of ",
+        ],
+    );
     let rows = listed(&pbmfs);
     assert_eq!(kinds(&rows[0]), kind("", "full_read"));
     let told = pbmfs.ok(&["describe-backup", "latest"]).stdout;
-    says(&told, &["    step: full_read", "    reason: \"", "referenced: 0B"]);
+    says(
+        &told,
+        &["    step: full_read", "    reason: \"", "referenced: 0B"],
+    );
     assert!(!told.contains("src: "), "{told}");
 
     // Nothing in three snapshots of a chain is stored twice.
@@ -329,9 +389,16 @@ async fn a_base_its_increment_and_a_lost_history() {
         let rows = stats["snapshots"].as_array().unwrap();
         rows.iter().map(|row| number(&row[key])).sum::<u64>()
     };
-    assert!(sum("bytes_stored") > 2 * number(&stats["total"]["bytes_stored"]), "{stats}");
+    assert!(
+        sum("bytes_stored") > 2 * number(&stats["total"]["bytes_stored"]),
+        "{stats}"
+    );
     let stored: u64 = rows.iter().map(|row| number(&row["sizeStored"])).sum();
-    assert_eq!(stored, number(&stats["repository"]["bytes_packs"]), "what each added is what is there");
+    assert_eq!(
+        stored,
+        number(&stats["repository"]["bytes_packs"]),
+        "what each added is what is there"
+    );
 }
 
 /// A server that cannot tell what changed.
@@ -356,15 +423,27 @@ async fn an_increment_of_a_community_server() {
     says(&ran.stdout, &[reason, " has no $backupCursor"]);
     says(&ran.stderr, &["fsyncLock", "writes wait"]);
     let out = pbmfs.ok(&[&asked[..], &["--method", "lock"]].concat()).stdout;
-    says(&out, &["increment was asked for: files were read under fsyncLock, as asked"]);
+    says(
+        &out,
+        &["increment was asked for: files were read under fsyncLock, as asked"],
+    );
     let out = pbmfs.ok(&["backup", "--method", "lock", "--uri", &uri]).stdout;
     assert!(!out.contains("asked") && out.lines().count() == 3, "{out}");
     let rows = listed(&pbmfs);
-    for (row, chain) in rows.iter().zip([Value::Null, "full_read".into(), "full_read".into()]) {
-        assert_eq!((&row["type"], &row["src"], &row["chain"]), (&"physical".into(), &"".into(), &chain));
+    for (row, chain) in rows
+        .iter()
+        .zip([Value::Null, "full_read".into(), "full_read".into()])
+    {
+        assert_eq!(
+            (&row["type"], &row["src"], &row["chain"]),
+            (&"physical".into(), &"".into(), &chain)
+        );
     }
     let told = pbmfs.ok(&["describe-backup", &name_of(&rows[2])]).stdout;
-    says(&told, &["type: physical", "    step: full_read", "  source: fsync_lock"]);
+    says(
+        &told,
+        &["type: physical", "    step: full_read", "  source: fsync_lock"],
+    );
     assert!(!told.contains("chain_head"), "{told}");
     let stats = counted(&pbmfs, &[]);
     assert_eq!(stats["snapshots"].as_array().unwrap().len(), 3);
