@@ -12,7 +12,9 @@ pub mod chain;
 pub mod checkpoint;
 pub mod compare;
 pub mod driver;
+pub mod events;
 pub mod input;
+pub mod judge;
 
 use std::{
     env,
@@ -21,9 +23,11 @@ use std::{
     sync::OnceLock,
 };
 
-pub use chain::{Chain, Event, How};
+pub use chain::{Chain, How};
 pub use compare::Compared;
 pub use driver::Driver;
+pub use events::Event;
+pub use judge::Judged;
 
 use crate::error::{Doing, Result, RigError};
 

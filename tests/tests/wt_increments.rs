@@ -76,9 +76,12 @@ async fn every_snapshot_is_the_checkpoint_that_its_cursor_pinned() {
     assert_eq!((count(How::Base), hows[0]), (1, How::Base));
     assert!(count(How::Increment) >= 8, "{hows:?}");
     assert!(hows[11] == How::Broken, "the history was forgotten: {hows:?}");
-    for judged in &all[1..] {
-        let all_read = judged.how == How::Broken || judged.stats.bytes_referenced > 0;
-        assert!(all_read, "{judged:?}");
+    for judged in &all {
+        let (read, asked) = (judged.stats.bytes_read, judged.asked);
+        assert!(
+            read * 10 <= asked * 11,
+            "{read} bytes were read and {asked} changed"
+        );
     }
 }
 
@@ -91,9 +94,8 @@ async fn so_it_is_in_random_histories() {
     for _ in 0..campaign::runs(1, 40) {
         let seed = prng.below(1 << 32);
         let compressor = if seed.is_multiple_of(3) { "none" } else { "snappy" };
-        let scale = [0.05, 0.3, 1.0, 2.0][campaign::runs(1, 1 + prng.below(4)) as usize - 1];
-        let events = campaign::runs(6, 14);
-        let events: Vec<_> = (0..events)
+        let scale = campaign::runs(5, 5 + prng.below(200)) as f64 / 100.0;
+        let events: Vec<_> = (0..campaign::runs(6, 14))
             .map(|_| Event::ALL[prng.below(Event::ALL.len() as u64) as usize])
             .collect();
         chain_of(&python, seed, compressor, scale, &events).await;

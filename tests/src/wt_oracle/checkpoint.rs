@@ -197,8 +197,9 @@ pub fn live(address: &[u8], file: &[u8]) -> Result<Live, String> {
     };
     free.sort_by_key(|range| range.start);
     // From gap to gap, and the protected extents beside them.
-    let mut ranges = vec![0..SECTOR];
-    let mut at = SECTOR;
+    let header = 0..SECTOR;
+    let mut at = header.end;
+    let mut ranges = vec![header];
     for gap in &free {
         if gap.start < at || gap.end > size {
             return Err(format!("{gap:?} is free in a file of {size} bytes"));

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use super::checkpoint::{Live, listed, live};
+use super::checkpoint::{Live, SECTOR, listed, live};
 
 /// The metadata that a backup starts with.
 pub const METADATA: &str = "WiredTiger.backup";
@@ -56,10 +56,13 @@ pub fn compare(restored: &Path, copy: &Path, names: &BTreeSet<String>) -> Result
         let alive = match &table.address {
             Some(address) => live(address, &theirs),
             // Made after the checkpoint, or empty at it: a first sector and nothing.
-            None => Ok(Live {
-                size: super::checkpoint::SECTOR,
-                ranges: std::iter::once(0..super::checkpoint::SECTOR).collect(),
-            }),
+            None => {
+                let header = 0..SECTOR;
+                Ok(Live {
+                    size: SECTOR,
+                    ranges: vec![header],
+                })
+            }
         };
         match alive.and_then(|alive| same_table(&alive, &ours, &theirs)) {
             Ok(table) => {
@@ -100,7 +103,7 @@ fn same_table(alive: &Live, ours: &[u8], theirs: &[u8]) -> Result<Compared, Stri
         free: ours.len() as u64 - alive.bytes(),
         free_differing: 0,
     };
-    let sector = super::checkpoint::SECTOR as usize;
+    let sector = SECTOR as usize;
     let mut ranges = alive.ranges.iter().peekable();
     for (number, (our, their)) in ours.chunks(sector).zip(theirs.chunks(sector)).enumerate() {
         if our == their {
