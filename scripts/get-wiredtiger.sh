@@ -65,7 +65,7 @@ fi
 # --- 2. The cache -----------------------------------------------------------------------------------------
 command -v python3 >/dev/null || cannot "python3 is missing"
 # Behind the shims of version managers.
-python=$(python3 -c 'import sys; print(sys.executable)')
+python=$(python3 -c 'import sys; print(sys.executable)') || cannot "python3 does not run"
 tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 
 if [[ -n ${PBMFS_RIG_DIR:-} ]]; then
