@@ -49,6 +49,7 @@ pub mod restore_steps;
 pub mod snapshot;
 pub mod tree;
 pub mod writer;
+pub mod wt_oracle;
 
 pub use binary::{MongodBinary, pbmfs_bin};
 pub use cli::PbmFs;

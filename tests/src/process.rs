@@ -10,7 +10,7 @@
 use std::{
     io,
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Mutex, OnceLock, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -66,6 +66,11 @@ impl Process {
             }
             Err(source) => Err(RigError::Io { doing, source }),
         }
+    }
+
+    /// The ends of the pipes that its command asked for, once.
+    pub fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }
 
     /// The process id.
