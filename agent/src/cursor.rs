@@ -220,7 +220,7 @@ impl CursorSource {
                 Some(ChainStep::Increment) => granted,
                 _ => Some(self.options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE)),
             };
-            let head = step.map(|_| ChainHead {
+            let head = name.map(|name| ChainHead {
                 node: info.node.clone().unwrap_or_else(|| node.to_owned()),
                 replset_id: info.replica_set_id.clone().unwrap_or_default(),
                 this_backup_name: name,

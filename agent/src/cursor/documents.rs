@@ -1,8 +1,9 @@
 //! What a backup cursor tells: one document of metadata, then files and the ranges of them that changed.
 //!
-//! Servers differ. 4.4 gives `filename` and `fileSize` alone, later ones `offset` and `length` too; numbers come in
-//! whatever type; an unchanged file is `offset` 0 and `length` 0, and so is, on some servers, every file of a base. Ranges
-//! are whole granules and may reach, or lie, behind the file's end (`docs/wiredtiger-facts.md`).
+//! Servers differ. 4.4 gives `filename` and `fileSize` alone; later ones `offset` and `length` too, which Percona leaves out
+//! where both are 0: in an increment that is an unchanged file, in a base, on some servers, every file. Early ones pass over
+//! the options of increments without a word, and tell so only by metadata that do not repeat them. Numbers come in
+//! whatever type. Ranges are whole granules and may reach, or lie, behind the file's end (`docs/wiredtiger-facts.md`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,6 +27,8 @@ pub(crate) struct Metadata {
     pub checkpoint: Option<Timestamp>,
     /// Last entry of the oplog that the files hold.
     pub oplog_end: Option<Timestamp>,
+    /// Whether the server took notice of `incrementalBackup`.
+    pub incremental: bool,
 }
 
 /// Files and ranges, by path below the dbPath.
@@ -59,6 +62,7 @@ impl Metadata {
             dbpath: dbpath.into(),
             checkpoint: timestamp(metadata.get("checkpointTimestamp")),
             oplog_end: timestamp(metadata.get("oplogEnd")),
+            incremental: metadata.get_bool("incrementalBackup").unwrap_or(false),
         })
     }
 }
@@ -99,7 +103,7 @@ impl Listed {
         match (offset, length) {
             // Only tables have granules; what else is listed is small, or a log.
             _ if !incremental || !table => file.whole = true,
-            (Some(0), Some(0)) => {}
+            (None | Some(0), None | Some(0)) => {}
             // Not in granules: WiredTiger's own tables always are.
             (Some(0), length) if length == size => file.whole = true,
             (Some(offset), Some(length)) => {

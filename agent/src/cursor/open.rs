@@ -43,8 +43,8 @@ pub(super) struct Opened {
     pub cursor: RawCursor,
     pub metadata: Metadata,
     pub listed: Listed,
-    /// Under which the server remembers this backup.
-    pub name: String,
+    /// Under which the server remembers this backup; None if it does not.
+    pub name: Option<String>,
     /// None for a backup outside of any chain.
     pub step: Option<ChainStep>,
     /// Whose changes the ranges are.
@@ -181,11 +181,21 @@ impl Opener<'_> {
             self.understand(&documents, since.is_some())
         };
         match read.await {
+            // It passed over the options, and will remember nothing.
+            Ok((metadata, listed)) if step.is_some() && !metadata.incremental => Ok(Opened {
+                cursor,
+                metadata,
+                listed,
+                name: None,
+                step: Some(ChainStep::FullRead),
+                since: None,
+                reason: Some(format!("{} knows of no increments", self.node())),
+            }),
             Ok((metadata, listed)) => Ok(Opened {
                 cursor,
                 metadata,
                 listed,
-                name: self.name(since, attempt),
+                name: step.map(|_| self.name(since, attempt)),
                 step,
                 since: since.cloned(),
                 reason,
@@ -226,7 +236,7 @@ impl Opener<'_> {
         let mut listed = Listed::default();
         for document in rest {
             listed
-                .add(document, &metadata.dbpath, incremental)
+                .add(document, &metadata.dbpath, incremental && metadata.incremental)
                 .map_err(strange)?;
         }
         if listed.files.is_empty() {

@@ -24,6 +24,9 @@ fn metadata_of_several_servers() {
     let bare = doc! {"metadata": {"dbpath": "/data/db", "checkpointTimestamp": ts(0)}};
     let read = Metadata::read(&bare).unwrap();
     assert_eq!((read.checkpoint, read.backup_id), (None, None));
+    assert!(!read.incremental);
+    let echo = doc! {"metadata": {"dbpath": "/data/db", "incrementalBackup": true}};
+    assert!(Metadata::read(&echo).unwrap().incremental);
     for bad in [doc! {"filename": "/data/db/a.wt"}, doc! {"metadata": {}}] {
         assert!(Metadata::read(&bad).is_err(), "{bad}");
     }
@@ -45,14 +48,15 @@ fn ranges_count_in_an_increment_alone() {
     assert!(!a.whole && a.size == Some(5_000_000));
     let same = &increment.files["same.wt"];
     assert!(!same.whole && same.ranges.is_empty());
-    // What is no table has no granules, and a server that tells no ranges knows none.
+    // What is no table has no granules.
     assert!(increment.files["db/WiredTiger.backup"].whole);
-    assert!(increment.files["old.wt"].whole);
+    let old = &increment.files["old.wt"];
+    assert!(!old.whole && old.ranges.is_empty());
     assert!(increment.files["WiredTigerHS.wt"].whole);
     assert_eq!(increment.granularity(), Some(1_048_576));
     assert_eq!(
         increment.bytes_named(),
-        1_048_576 + (5_000_000 - 4_194_304) + 300 + 4096 + 12288
+        1_048_576 + (5_000_000 - 4_194_304) + 300 + 12288
     );
     let base = listed(false, &documents).unwrap();
     assert!(base.files.values().all(|file| file.whole));
