@@ -232,7 +232,7 @@ pub enum SourceError {
     /// Somebody else's backup cursor.
     #[error(
         "another backup cursor was open on {node} for {seconds} s: another backup runs there, or a new member copies \
-         its files from it; try again later"
+         its files from it (initial sync); try again later"
     )]
     CursorBusy {
         /// host:port

@@ -65,7 +65,7 @@ impl Rig {
     async fn fails(&mut self, code: i32, words: &[&str], more: &[&str]) {
         let names = self.pbmfs.names();
         let uri = self.set.uri();
-        let mut args = vec!["backup", "--uri", &uri];
+        let mut args = vec!["-q", "backup", "--uri", &uri];
         args.extend(INCREMENT);
         args.extend(more);
         let sentence = tokio::task::block_in_place(|| self.pbmfs.run(&args).sentence(code));

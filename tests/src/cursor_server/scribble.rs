@@ -61,6 +61,8 @@ impl Scribbler {
         let tables = pin.files.iter().filter(is_table);
         let mut tables: Vec<_> = tables
             .map(|file| Table::open(&pin.directory, file))
+            // One that is to be missing.
+            .filter(|opened| !matches!(opened, Err(error) if error.kind() == io::ErrorKind::NotFound))
             .collect::<io::Result<_>>()?;
         let stop = Arc::new(AtomicBool::new(false));
         let written = Arc::new(Mutex::new(Scribbled::default()));
