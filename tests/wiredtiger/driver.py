@@ -1,8 +1,8 @@
-"""A live WiredTiger database for the tests: tables, writers, checkpoints and backup cursors, driven by one JSON object a
-line on stdin, each answered by one on stdout: {"ok": …}, or {"error": …} when WiredTiger refused.
+"""A live WiredTiger database for the tests: tables, writers, checkpoints and backup cursors, driven by one JSON object
+a line on stdin, each answered by one on stdout: {"ok": …}, or {"error": …} when WiredTiger refused.
 
-Data is as mongod keeps it: tables without logging whose rows have commit timestamps, of which a checkpoint holds what is
-stable, and one logged table, `oplog`, that a restart rolls forward. What a table holds at the checkpoint that a backup
+Data is as mongod keeps it: tables without logging whose rows have commit timestamps, of which a checkpoint holds what
+is stable, and one logged table, `oplog`, that a restart rolls forward. What a table holds at the checkpoint that a backup
 cursor pins is read through WiredTiger's own checkpoint cursors, which are opened together with the backup cursor."""
 
 import hashlib
@@ -94,7 +94,8 @@ class Database:
 
     def create(self, name, rows, size):
         config = f"key_format=q,value_format=u,block_compressor={self.compressor}"
-        self.session.create("table:" + name, config + (",log=(enabled=true)" if name == OPLOG else ",log=(enabled=false)"))
+        logged = "true" if name == OPLOG else "false"
+        self.session.create("table:" + name, f"{config},log=(enabled={logged})")
         table = Table(name, size)
         noise = random.Random(f"{self.seed} {name} {self.commits}")
         self.insert(self.session, noise, table, rows)

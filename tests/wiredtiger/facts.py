@@ -31,7 +31,8 @@ class Home:
         self.open()
 
     def open(self):
-        self.connection = wiredtiger.wiredtiger_open(self.place, "create,cache_size=200M,checkpoint_sync=false," + self.config)
+        config = "create,cache_size=200M,checkpoint_sync=false," + self.config
+        self.connection = wiredtiger.wiredtiger_open(self.place, config)
         self.session = self.connection.open_session()
 
     def reopen(self):

@@ -89,10 +89,12 @@ pub struct Chain {
     pub(super) tables: BTreeMap<String, u64>,
     taken: Vec<Taken>,
     pub(super) ids: u32,
+    /// Whether the process is killed after the next backup.
+    pub(super) crash_next: bool,
 }
 
 impl Chain {
-    /// Makes a database in `place`, with tables of `scale` times the usual size (50 MB on disk), and starts the writers.
+    /// Makes a database in `place`, its tables `scale` times as large as usual (50 MB on disk), and starts the writers.
     pub async fn start(python: &Path, place: &Path, seed: u64, compressor: &str, scale: f64) -> Result<Self> {
         let storage = LocalStorage::new(place.join("repo"));
         let parameters = Parameters {
@@ -112,6 +114,7 @@ impl Chain {
             tables: BTreeMap::new(),
             taken: Vec::new(),
             ids: 0,
+            crash_next: false,
         };
         chain.open(seed)?;
         chain.create(OPLOG, 0, 300)?;
@@ -245,6 +248,9 @@ impl Chain {
             fs::copy(logs.join(name), copy.join(name)).doing(format_args!("copying {name}"))?;
         }
         self.tell("end", json!({}))?;
+        if std::mem::take(&mut self.crash_next) {
+            self.crash()?;
+        }
         let stored = stored?;
         asked.check(&files)?;
         let doc = document(&session, &stored);

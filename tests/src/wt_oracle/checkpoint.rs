@@ -1,5 +1,5 @@
-//! Which bytes of a table live at its checkpoint, read from what a backup starts with: `WiredTiger.backup`, the metadata
-//! as text, keys and configurations on alternate lines.
+//! Which bytes of a table live at its checkpoint, read from what a backup starts with: `WiredTiger.backup`, the
+//! metadata as text, keys and configurations on alternate lines.
 //!
 //! A checkpoint's address is a version byte and packed integers: place, length and checksum of four extents (root,
 //! allocated, available, discarded; in sectors), the file's size, the checkpoint's size. The available list is a block

@@ -33,13 +33,16 @@ pub enum Event {
     Crash,
     /// The process is killed while a backup cursor is open.
     CrashUnderCursor,
+    /// The next backup is taken without writers and checkpoints beside it, and the process is killed when its cursor has
+    /// been closed, so that its id is lost.
+    LoseNextId,
     /// The history is forgotten.
     ForceStop,
 }
 
 impl Event {
     /// All of them.
-    pub const ALL: [Event; 12] = [
+    pub const ALL: [Event; 13] = [
         Event::Nothing,
         Event::Update,
         Event::Create,
@@ -51,6 +54,7 @@ impl Event {
         Event::GiveUp,
         Event::Crash,
         Event::CrashUnderCursor,
+        Event::LoseNextId,
         Event::ForceStop,
     ];
 }
@@ -111,11 +115,15 @@ impl Chain {
                 self.tell("checkpoint", json!({}))?;
                 self.crash()
             }
+            Event::LoseNextId => {
+                self.crash_next = true;
+                self.tell("halt", json!({}))
+            }
             Event::ForceStop => self.tell("force_stop", json!({})),
         }
     }
 
-    fn crash(&mut self) -> Result<()> {
+    pub(super) fn crash(&mut self) -> Result<()> {
         {
             let mut driver = lock(&self.driver);
             driver.kill()?;
