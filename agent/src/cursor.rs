@@ -212,9 +212,12 @@ impl CursorSource {
                     .await?;
             }
             let granted = granted(&listed, since.as_ref().map(|h| h.head.block_size));
-            let (ranges, named) = (changed_ranges(&listed), listed.bytes_named());
-            let files = blocking(move || files::describe(&root, &listed).map(|files| (root, files)));
-            let (root, files) = files.await?;
+            let ranges = changed_ranges(&listed);
+            let described = blocking(move || {
+                let files = files::describe(&root, &listed)?;
+                Ok((root, listed.bytes_named(&files), files))
+            });
+            let (root, named, files) = described.await?;
             kept.check()?;
             let block_size = match step {
                 Some(ChainStep::Increment) => granted,

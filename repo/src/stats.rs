@@ -5,7 +5,7 @@
 //! whether one snapshot or several use it. A slot is a block as it is stored: of two equal blocks, which writers who
 //! did not know of each other may have stored, each counts.
 //!
-//! Memory is about 1.5 bytes for each slot that is used, about 60 for each map node of the snapshot at hand, some 100
+//! Memory is about 1.4 bytes for each slot that is used, about 60 for each map node of the snapshot at hand, some 100
 //! for each pack, and the caches of [`StatsOptions::memory`].
 
 mod usage;
@@ -121,6 +121,7 @@ pub async fn stats(
     progress: &dyn StatsProgress,
     cancel: &Cancel,
 ) -> Result<Stats> {
+    // Two snapshots are open at a time, each with a cache of its own.
     let repo = &repo.with_cache(options.memory / 2)?;
     // First the snapshots: what they need is there before they are, so it is in a listing that begins later.
     let (mut docs, mut unreadable) = (Vec::new(), Vec::new());

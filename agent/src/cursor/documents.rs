@@ -14,7 +14,7 @@ use pbmfs_dbpath::is_wiredtiger_table;
 use pbmfs_repo::files::is_sound_path;
 
 use crate::node::server::integer;
-use crate::source::Timestamp;
+use crate::source::{SourceFile, Timestamp};
 
 /// The first document.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,20 +126,17 @@ impl Listed {
             .reduce(gcd)
     }
 
-    /// Bytes inside the files' ends that were named.
-    pub fn bytes_named(&self) -> u64 {
-        let of = |file: &ListedFile| match file.size {
-            Some(size) if file.whole => size,
-            size => {
-                let size = size.unwrap_or(u64::MAX);
-                let lens = file
-                    .ranges
-                    .iter()
-                    .map(|r| r.end.min(size).saturating_sub(r.start));
-                lens.sum()
+    /// Bytes inside the ends of these files that were named. Of journal files the server tells no sizes.
+    pub fn bytes_named(&self, files: &[SourceFile]) -> u64 {
+        let of = |file: &SourceFile| match self.files.get(&file.path) {
+            None => 0,
+            Some(listed) if listed.whole => file.size,
+            Some(listed) => {
+                let inside = |r: &Range<u64>| r.end.min(file.size).saturating_sub(r.start);
+                listed.ranges.iter().map(inside).sum()
             }
         };
-        self.files.values().map(of).sum()
+        files.iter().map(of).sum()
     }
 }
 

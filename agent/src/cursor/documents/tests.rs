@@ -1,6 +1,21 @@
 use mongodb::bson::{Timestamp as Ts, doc};
 
 use super::*;
+use crate::source::{FileKind, FileTime};
+
+/// The listed files, with the sizes that were told.
+fn files(listed: &Listed) -> Vec<SourceFile> {
+    let file = |(path, file): (&String, &ListedFile)| SourceFile {
+        path: path.clone(),
+        kind: FileKind::Regular,
+        size: file.size.unwrap_or_default(),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        mtime: FileTime::default(),
+    };
+    listed.files.iter().map(file).collect()
+}
 
 fn listed(incremental: bool, documents: &[Document]) -> Result<Listed, String> {
     let mut out = Listed::default();
@@ -55,7 +70,7 @@ fn ranges_count_in_an_increment_alone() {
     assert!(increment.files["WiredTigerHS.wt"].whole);
     assert_eq!(increment.granularity(), Some(1_048_576));
     assert_eq!(
-        increment.bytes_named(),
+        increment.bytes_named(&files(&increment)),
         1_048_576 + (5_000_000 - 4_194_304) + 300 + 12288
     );
     let base = listed(false, &documents).unwrap();
@@ -64,11 +79,22 @@ fn ranges_count_in_an_increment_alone() {
 }
 
 #[test]
+fn a_journal_file_counts_as_far_as_it_is_there() {
+    let documents = [doc! {"filename": "/data/db/journal/WiredTigerLog.0000000002"}];
+    let listed = listed(false, &documents).unwrap();
+    let mut there = files(&listed);
+    there[0].size = 77;
+    assert_eq!(listed.bytes_named(&there), 77);
+    there[0].path = "storage.bson".into();
+    assert_eq!(listed.bytes_named(&there), 0);
+}
+
+#[test]
 fn a_range_behind_the_end_counts_for_nothing() {
     let documents =
         [doc! {"filename": "/data/db/a.wt", "fileSize": 4096, "offset": 16 << 20, "length": 16 << 20}];
     let listed = listed(true, &documents).unwrap();
-    assert_eq!(listed.bytes_named(), 0);
+    assert_eq!(listed.bytes_named(&files(&listed)), 0);
     assert_eq!(listed.granularity(), Some(16 << 20));
 }
 
