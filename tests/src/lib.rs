@@ -31,6 +31,7 @@
 
 pub mod binary;
 pub mod campaign;
+pub mod churn;
 pub mod cli;
 pub mod compare;
 pub mod cursor_server;
