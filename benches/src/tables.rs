@@ -122,8 +122,7 @@ fn block(prng: &mut Prng) -> Vec<u8> {
     block[24] = 7;
     block[28..32].copy_from_slice(&(BLOCK as u32).to_le_bytes());
     block[36] = 1;
-    // Snappy's framing masks its CRC32C so; this takes the mask off.
-    let sum = minlz::crc::crc(&block).wrapping_sub(0xa282_ead8).rotate_left(15);
+    let sum = crc_fast::crc32_iscsi(&block);
     block[32..36].copy_from_slice(&sum.to_le_bytes());
     block
 }
