@@ -219,3 +219,6 @@ fn open_if_there(path: &Path) -> io::Result<Option<File>> {
 fn relative(root: &Path, file: &Path) -> String {
     file.strip_prefix(root).unwrap_or(file).display().to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,6 +118,8 @@ impl Part {
                 document.extend(doc! {
                     "ts": at,
                     "dev": format!("device-{:05}", prng.below(5_000)),
+                    "site": prng.below(40) as i32,
+                    "sequence": id,
                     "kind": prng.pick(&["temperature", "humidity", "pressure", "door"]),
                 });
             }
@@ -338,3 +340,6 @@ impl Churn {
 fn share(count: usize, permille: u64) -> u64 {
     (count as u64 * permille / 1_000).max(1)
 }
+
+#[cfg(test)]
+mod tests;
