@@ -12,6 +12,7 @@ use pbmfs_repo::pack::{BLOCK_HEADER_LEN, Owner, PackSink, PackStore, Place};
 use pbmfs_repo::storage::{MemoryStorage, Storage};
 
 use crate::Result;
+use crate::report::{Reach, Row};
 
 /// Stored bytes of the data of one change: what the contract on maps is a share of.
 pub const STORED_PER_CHANGE: f64 = 27.0 * 1024.0;
@@ -59,6 +60,26 @@ pub struct Leaves {
     pub inner_count: u64,
     /// Their bytes.
     pub inner_bytes: u64,
+}
+
+/// A row: what a scattered change costs in a map of so many extents, as a share of the data stored for it.
+///
+/// # Errors
+/// The repository's.
+pub async fn scattered_change(extents: u64) -> Result<Row> {
+    let params = MapParams::default();
+    let mut map = SyntheticMap::build(extents, params).await?;
+    let cost = map.change(1000).await?;
+    let name = format!(
+        "map of {} M extents, {} levels: a scattered change, nodes {}/{}",
+        extents as f64 / 1e6,
+        map.levels(),
+        params.leaf,
+        params.inner
+    );
+    Ok(Row::new(name, cost.per_change(), "bytes")
+        .against("stored data", STORED_PER_CHANGE)
+        .reach(Reach::AtMost(0.08)))
 }
 
 /// A number that looks random and is the same in each run (SplitMix64).

@@ -32,6 +32,7 @@
 pub mod binary;
 pub mod campaign;
 pub mod chain;
+pub mod churn;
 pub mod cli;
 pub mod compare;
 pub mod cursor_server;

@@ -11,7 +11,7 @@ use clap::Parser;
 use pbmfs_benches::Result;
 use pbmfs_benches::ceiling::{ceiling, disk_write};
 use pbmfs_benches::child::{peak_of, run};
-use pbmfs_benches::maps::{STORED_PER_CHANGE, SyntheticMap};
+use pbmfs_benches::maps::{STORED_PER_CHANGE, SyntheticMap, scattered_change};
 use pbmfs_benches::report::{Reach, Report, Row};
 use pbmfs_benches::system::{self, System, drop_caches, files_of, resident, size_of, warm};
 use pbmfs_repo::map::MapParams;
@@ -319,23 +319,7 @@ impl Bench {
             &[100_000, 1_000_000, 20_000_000]
         };
         for &extents in sizes {
-            let mut map = SyntheticMap::build(extents, params).await?;
-            let cost = map.change(1000).await?;
-            let size = extents as f64 / 1e6;
-            self.row(
-                Row::new(
-                    format!(
-                        "map of {size} M extents, {} levels: a scattered change, nodes {}/{}",
-                        map.levels(),
-                        params.leaf,
-                        params.inner
-                    ),
-                    cost.per_change(),
-                    "bytes",
-                )
-                .against("stored data", STORED_PER_CHANGE)
-                .reach(Reach::AtMost(0.08)),
-            );
+            self.row(scattered_change(extents).await?);
         }
         let chains: &[u64] = if self.args.small {
             &[100_000]
