@@ -4,7 +4,7 @@ use pbmfs_dbpath::{TableCutter, is_wiredtiger_table};
 use pbmfs_repo::ingest::{Cutter, FixedCutter};
 
 /// Tables are cut along their own blocks, everything else at fixed places.
-pub(crate) fn cutter_of(path: &str) -> Box<dyn Cutter> {
+pub fn cutter_of(path: &str) -> Box<dyn Cutter> {
     if is_wiredtiger_table(path) {
         Box::new(AlongBlocks(TableCutter::default()))
     } else {

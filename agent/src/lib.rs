@@ -4,13 +4,14 @@
 //! - [`source`]: the trait that every source implements, and what it tells about the node.
 //! - [`directory`]: a stopped mongod's dbPath, or a file-system snapshot.
 //! - [`cursor`]: a live member of Percona Server for MongoDB or MongoDB Enterprise, through `$backupCursor`.
+//! - [`cutter`]: how each file is cut into blocks.
 //! - [`live`]: the better of the two that a running server can do.
 //! - [`lock`]: a live MongoDB Community member, pinned by `fsyncLock` under the eyes of a guard process.
 //! - [`restore`]: a snapshot back into a directory.
 
 pub mod backup;
 pub mod cursor;
-mod cutter;
+pub mod cutter;
 pub mod directory;
 pub mod error;
 pub mod live;

@@ -45,6 +45,17 @@ def digest(cursor):
     return {"rows": rows, "sum": sums.hexdigest()}
 
 
+def when_idle(session, action):
+    """Dirty pages, and whoever has a table open for a moment, make it busy; a checkpoint cleans up."""
+    for attempt in itertools.count():
+        try:
+            return action()
+        except wiredtiger.WiredTigerError as busy:
+            if "busy" not in str(busy) or attempt == 50:
+                raise
+            session.checkpoint()
+
+
 class Table:
     """A table that writers may write to. The lock keeps them away while it is dropped or opened anew."""
 
@@ -105,15 +116,8 @@ class Database:
         table = self.tables.pop(name)
         with table.lock:
             table.gone = True
-            # A cursor that is being closed, and the dirty pages of a checkpoint, make it busy for a moment.
-            for attempt in itertools.count():
-                try:
-                    self.session.drop(table.uri)
-                    return
-                except wiredtiger.WiredTigerError as busy:
-                    if "busy" not in str(busy) or attempt == 50:
-                        raise
-                    self.checkpoint(self.session)
+            with self.checkpoints:
+                when_idle(self.session, lambda: self.session.drop(table.uri))
 
     def commit(self, session, write):
         """Commits in the order of timestamps: no checkpoint can see a later one without an earlier one."""
@@ -314,7 +318,7 @@ def inspect(home):
     metadata.close()
     tables = {}
     for name in names:
-        session.verify("table:" + name)
+        when_idle(session, lambda: session.verify("table:" + name))
         cursor = session.open_cursor("table:" + name)
         tables[name] = digest(cursor)
         cursor.close()

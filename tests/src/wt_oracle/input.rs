@@ -10,11 +10,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use pbmfs_dbpath::{TableCutter, is_wiredtiger_table};
+use pbmfs_agent::cutter::cutter_of;
 use pbmfs_repo::{
     ReplsetReader,
     files::{FileKind, FileMeta, path_order},
-    ingest::{Changes, Cutter, FixedCutter, Input, ReadAt},
+    ingest::{Changes, Cutter, Input, ReadAt},
 };
 
 use crate::error::{Doing, Result, RigError};
@@ -90,15 +90,6 @@ impl ReadAt for Open {
     }
 }
 
-/// WiredTiger's own blocks.
-struct Table(TableCutter);
-
-impl Cutter for Table {
-    fn cut(&mut self, offset: u64, window: &[u8], last: bool) -> Vec<u32> {
-        self.0.cut(offset, window, last)
-    }
-}
-
 impl Input for Files {
     fn open(&self, file: &FileMeta) -> io::Result<Box<dyn ReadAt>> {
         let named = self.named.get(&file.path).ok_or(io::ErrorKind::NotFound)?;
@@ -115,11 +106,7 @@ impl Input for Files {
     }
 
     fn cutter(&self, file: &FileMeta) -> Box<dyn Cutter> {
-        if is_wiredtiger_table(&file.path) {
-            Box::new(Table(TableCutter::default()))
-        } else {
-            Box::new(FixedCutter)
-        }
+        cutter_of(&file.path)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
