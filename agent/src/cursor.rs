@@ -32,7 +32,7 @@ use crate::node::server::{CommandFailure, Server};
 use crate::source::{ChainInfo, ChainStep, NodeInfo, Pinned, Since, Source, SourceKind, Timestamp, Wanted};
 use documents::Listed;
 use open::{Opened, Opener};
-use opened::{Kept, extend};
+use opened::{Closing, Kept, extend};
 
 /// How often the cursor is asked whether it is still there. A server closes one that is not asked for ten minutes, so
 /// this is for noticing a lost one soon.
@@ -101,6 +101,7 @@ pub struct CursorSource {
     wanted: Wanted,
     chosen: Option<(ClientOptions, Choice)>,
     cursor: Option<Kept>,
+    closing: Closing,
 }
 
 impl fmt::Debug for CursorSource {
@@ -121,6 +122,7 @@ impl CursorSource {
             wanted: Wanted::default(),
             chosen: None,
             cursor: None,
+            closing: Closing::default(),
         }
     }
 
@@ -178,6 +180,7 @@ impl CursorSource {
             info: &info,
             wanted: &self.wanted,
             options: &self.options,
+            closing: &self.closing,
         };
         let opened = opener.open().await?;
         self.pin_opened(&member, info, opened).await
@@ -384,6 +387,12 @@ impl Source for CursorSource {
     }
 
     async fn release(&mut self) -> Result<(), SourceError> {
-        self.cursor.take().ok_or(SourceError::NotOpen)?.close().await
+        let closed = match self.cursor.take() {
+            Some(cursor) => cursor.close().await,
+            None => Err(SourceError::NotOpen),
+        };
+        // Of an opening that was broken off.
+        self.closing.wait().await;
+        closed
     }
 }

@@ -11,6 +11,7 @@ use pbmfs_tests::{
     cursor_server::{Fault, Oddities, When},
     data, restore_steps, snapshot,
 };
+use rustix::process::Signal;
 use tempfile::{TempDir, tempdir};
 
 struct Rig {
@@ -152,6 +153,25 @@ async fn a_journal_that_does_not_come_ends_the_backup() {
     rig.fails(1, &["lost"], &[]).await;
     rig.set.member_mut(0).restart().await.unwrap();
     rig.set.wait_ready().await.unwrap();
+    rig.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_backup_that_is_stopped_closes_its_cursor() {
+    let mut rig = Rig::new().await;
+    let (uri, names) = (rig.set.uri(), rig.pbmfs.names());
+    rig.inject(When::Extend, Fault::Hang, 1);
+    let backup = rig
+        .pbmfs
+        .start(&["-q", "backup", "--uri", &uri, "-t", "incremental"]);
+    while !rig.set.cursor_servers()[0].is_open() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    backup.signal(Signal::INT);
+    let ran = tokio::task::spawn_blocking(|| backup.wait()).await.unwrap();
+    assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+    assert_eq!(rig.pbmfs.names(), names);
+    rig.nothing_left().await;
     rig.works().await;
 }
 

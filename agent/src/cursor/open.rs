@@ -6,7 +6,7 @@ use mongodb::bson::{Document, doc};
 use tokio::time::{Instant, sleep};
 
 use super::documents::{Listed, Metadata};
-use super::opened::RawCursor;
+use super::opened::{Closing, RawCursor};
 use super::{CursorOptions, DEFAULT_BLOCK_SIZE};
 use crate::error::SourceError;
 use crate::node::server::{CommandFailure, Server};
@@ -36,6 +36,7 @@ pub(super) struct Opener<'a> {
     pub info: &'a NodeInfo,
     pub wanted: &'a Wanted,
     pub options: &'a CursorOptions,
+    pub closing: &'a Closing,
 }
 
 /// An open cursor and all that it told.
@@ -253,7 +254,7 @@ impl Opener<'_> {
         let started = Instant::now();
         let (mut attempt, mut collisions, mut pause) = (0, 0, PAUSE);
         loop {
-            let failure = match RawCursor::open(self.server, stage(attempt)).await {
+            let failure = match RawCursor::open(self.server, stage(attempt), self.closing).await {
                 Ok((cursor, first)) => return Ok((cursor, first, attempt)),
                 Err(failure) => failure,
             };

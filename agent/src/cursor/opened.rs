@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mongodb::ClientSession;
 use mongodb::bson::{Bson, Document, doc};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -21,32 +22,75 @@ const BEAT_ANSWER: Duration = Duration::from_secs(20);
 /// Namespace of cursors that belong to no collection.
 const COLLECTIONLESS: &str = "$cmd.aggregate";
 
-/// A cursor as the server gave it. Dropped without [`RawCursor::kill`] it stays on the server until its session ends.
+/// Cursors that are being closed because whoever had them was dropped.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Closing(Arc<Mutex<Vec<JoinHandle<()>>>>);
+
+impl Closing {
+    fn add(&self, closing: impl Future<Output = ()> + Send + 'static) {
+        // Without a runtime nothing can be sent; the server closes a cursor that nobody asks.
+        if let Ok(runtime) = Handle::try_current() {
+            self.tasks().push(runtime.spawn(closing));
+        }
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all of them are closed, or given up.
+    pub async fn wait(&self) {
+        let tasks = std::mem::take(&mut *self.tasks());
+        for task in tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+/// A cursor as the server gave it. Dropped, it is closed in the background.
 pub(crate) struct RawCursor {
     server: Server,
     session: ClientSession,
     id: i64,
+    closing: Closing,
+}
+
+impl Drop for RawCursor {
+    fn drop(&mut self) {
+        if self.id != 0 {
+            let (server, id) = (self.server.clone(), self.id);
+            self.closing.add(async move {
+                if let Err(failure) = kill(&server, id).await {
+                    tracing::debug!(%failure, "while closing a cursor that was given up");
+                }
+            });
+        }
+    }
+}
+
+async fn kill(server: &Server, id: i64) -> Result<(), CommandFailure> {
+    // The driver allows no session here, and the server asks for none.
+    let command = doc! {"killCursors": COLLECTIONLESS, "cursors": [id]};
+    let killed = server.run_patiently("admin", command);
+    answer(BEAT_ANSWER, killed).await.map(drop)
 }
 
 impl RawCursor {
     /// Runs a pipeline without collection on a session of its own, and gives back the cursor and its first documents.
-    pub async fn open(server: &Server, stage: Document) -> Result<(Self, Vec<Document>), CommandFailure> {
-        Self::open_within(server, stage, ANSWER).await
-    }
-
-    async fn open_within(
+    pub async fn open(
         server: &Server,
         stage: Document,
-        limit: Duration,
+        closing: &Closing,
     ) -> Result<(Self, Vec<Document>), CommandFailure> {
         let mut session = server.session().await?;
         let command = doc! {"aggregate": 1, "pipeline": [stage], "cursor": {}};
-        let reply = answer(limit, server.run_in(&mut session, "admin", command)).await?;
+        let reply = answer(ANSWER, server.run_in(&mut session, "admin", command)).await?;
         let (id, documents) = batch(&reply, "firstBatch")?;
         let cursor = Self {
             server: server.clone(),
             session,
             id,
+            closing: closing.clone(),
         };
         Ok((cursor, documents))
     }
@@ -78,14 +122,11 @@ impl RawCursor {
     }
 
     /// Closes it.
-    pub async fn kill(self) -> Result<(), CommandFailure> {
-        if !self.is_open() {
-            return Ok(());
+    pub async fn kill(mut self) -> Result<(), CommandFailure> {
+        match std::mem::take(&mut self.id) {
+            0 => Ok(()),
+            id => kill(&self.server, id).await,
         }
-        // The driver allows no session here, and the server asks for none.
-        let command = doc! {"killCursors": COLLECTIONLESS, "cursors": [self.id]};
-        let killed = self.server.run_patiently("admin", command);
-        answer(BEAT_ANSWER, killed).await.map(drop)
     }
 }
 
@@ -134,6 +175,7 @@ pub(crate) async fn extend(
         server: server.clone(),
         session,
         id,
+        closing: Closing::default(),
     };
     let documents = cursor.drain(documents).await?;
     if let Err(failure) = cursor.kill().await {
@@ -147,8 +189,32 @@ pub(crate) async fn extend(
 pub(crate) struct Kept {
     node: String,
     lost: Arc<Mutex<Option<String>>>,
+    running: Option<Running>,
+    closing: Closing,
+}
+
+/// The task that keeps a cursor alive, and closes it when the sender goes.
+#[derive(Debug)]
+struct Running {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), String>>,
+}
+
+impl Running {
+    async fn end(self) -> Result<(), String> {
+        drop(self.stop);
+        self.task.await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.closing.add(async move {
+                let _ = running.end().await;
+            });
+        }
+    }
 }
 
 impl Kept {
@@ -156,12 +222,13 @@ impl Kept {
     pub fn start(cursor: RawCursor, node: String, every: Duration) -> Self {
         let (stop, stopped) = oneshot::channel();
         let lost = Arc::new(Mutex::new(None));
+        let closing = cursor.closing.clone();
         let task = tokio::spawn(keep(cursor, every, stopped, lost.clone()));
         Self {
             node,
             lost,
-            stop,
-            task,
+            running: Some(Running { stop, task }),
+            closing,
         }
     }
 
@@ -182,11 +249,11 @@ impl Kept {
     }
 
     /// Makes sure that it is there still, and so was all the time, and closes it.
-    pub async fn close(self) -> Result<(), SourceError> {
-        let Self { stop, task, node, .. } = self;
-        drop(stop);
-        let ended = task.await.unwrap_or_else(|e| Err(e.to_string()));
-        ended.map_err(|reason| SourceError::CursorLost { node, reason })
+    pub async fn close(mut self) -> Result<(), SourceError> {
+        match self.running.take() {
+            Some(running) => running.end().await.map_err(|reason| self.lost(reason)),
+            None => Ok(()),
+        }
     }
 }
 
