@@ -7,7 +7,7 @@ usage() {
     cat >&2 <<'USAGE'
 usage: benches/increments.sh [--small] [--json FILE] [--data DIR] [--work DIR] [--only PART,…] [--runs N]
 
-  --small      60 MB of documents instead of 700, small maps, and only such programs as are quick to install: for CI
+  --small      60 MB of documents instead of 500, small maps, and only such programs as are quick to install: for CI
   --json FILE  write the rows there, too
   --data DIR   keeps the copies of the dbPath, so that they are made once (default: target/bench-increments)
   --work DIR   repositories (default: DIR of --data, /work)
@@ -15,7 +15,7 @@ usage: benches/increments.sh [--small] [--json FILE] [--data DIR] [--work DIR] [
   --runs N     increments of each size of data of which the fastest counts (default: 5)
 
 Installs restic, borg and rustic where it can: the first two with apt, as root; the third with cargo, which takes long,
-and not with --small. What is missing is not measured. Needs 14 GB of disk (2 GB with --small).
+and not with --small. What is missing is not measured. Needs 10 GB of disk (2 GB with --small).
 USAGE
 }
 
@@ -51,7 +51,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh
 target=${CARGO_TARGET_DIR:-target}
 data=$(realpath -m -- "${data:-$target/bench-increments}")
-megabytes=700
+megabytes=500
 if [[ $small == yes ]]; then
     megabytes=60 data=$data/small
 fi
@@ -86,7 +86,7 @@ install_rustic() {
     fi
     printf 'increments.sh: compiling rustic %s, once, for at most 25 minutes\n' "$rustic_version" >&2
     # What it is timed by does not matter here: its bytes are the same however it is optimised.
-    CARGO_TARGET_DIR=$target/rustic CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    CARGO_TARGET_DIR=$target/rustic CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=2 \
         timeout 1500 nice -n 15 cargo install rustic-rs --version "$rustic_version" --locked --quiet \
         --no-default-features --root "$tools" >&2 ||
         printf 'increments.sh: rustic did not compile within 25 minutes: NOT MEASURED\n' >&2
