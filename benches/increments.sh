@@ -85,10 +85,10 @@ install_rustic() {
         return
     fi
     printf 'increments.sh: compiling rustic %s, once, for at most 25 minutes\n' "$rustic_version" >&2
-    # What it is timed by does not matter here: its bytes are the same however it is optimised.
-    CARGO_TARGET_DIR=$target/rustic CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=2 \
-        timeout 1500 nice -n 15 cargo install rustic-rs --version "$rustic_version" --locked --quiet \
-        --no-default-features --root "$tools" >&2 ||
+    # Its time is not measured, and it stores the same bytes however it is optimised.
+    CARGO_TARGET_DIR=$target/rustic CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=2 timeout 1500 nice -n 15 cargo install rustic-rs --quiet --locked \
+        --version "$rustic_version" --no-default-features --root "$tools" >&2 ||
         printf 'increments.sh: rustic did not compile within 25 minutes: NOT MEASURED\n' >&2
     rm -rf -- "${target:?}/rustic"
 }
