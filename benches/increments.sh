@@ -6,6 +6,7 @@ set -euo pipefail
 usage() {
     cat >&2 <<'USAGE'
 usage: benches/increments.sh [--small] [--json FILE] [--data DIR] [--work DIR] [--only PART,…] [--runs N]
+                             [--no-install]
 
   --small      60 MB of documents instead of 500, small maps, and only such programs as are quick to install: for CI
   --json FILE  write the rows there, too
@@ -13,6 +14,7 @@ usage: benches/increments.sh [--small] [--json FILE] [--data DIR] [--work DIR] [
   --work DIR   repositories (default: DIR of --data, /work)
   --only LIST  of mix, chain, time, maps
   --runs N     increments of each size of data of which the fastest counts (default: 5)
+  --no-install only with such programs as are there
 
 Installs restic, borg and rustic where it can: the first two with apt, as root; the third with cargo, which takes long,
 and not with --small. What is missing is not measured. Needs 10 GB of disk (2 GB with --small).
@@ -25,10 +27,11 @@ die() {
 }
 
 command="benches/increments.sh $*"
-small=no json='' data='' work='' runs='' only=''
+small=no json='' data='' work='' runs='' only='' install=yes
 while (($# > 0)); do
     case $1 in
         --small) small=yes ;;
+        --no-install) install=no ;;
         --json | --data | --work | --only | --runs)
             (($# > 1)) || die "$1 needs a value"
             declare "${1#--}=$2"
@@ -93,9 +96,11 @@ install_rustic() {
     rm -rf -- "${target:?}/rustic"
 }
 
-install_with_apt restic restic
-install_with_apt borg borgbackup
-install_rustic
+if [[ $install == yes ]]; then
+    install_with_apt restic restic
+    install_with_apt borg borgbackup
+    install_rustic
+fi
 
 clean() {
     rm -rf -- "${work:?}" "${data:?}/chain"
