@@ -6,16 +6,18 @@ set -euo pipefail
 usage() {
     cat >&2 <<'USAGE'
 usage: benches/increments.sh [--small] [--json FILE] [--data DIR] [--work DIR] [--only PART,…] [--runs N]
+                             [--no-install]
 
-  --small      60 MB of documents instead of 700, small maps, and only such programs as are quick to install: for CI
+  --small      60 MB of documents instead of 500, small maps, and only such programs as are quick to install: for CI
   --json FILE  write the rows there, too
   --data DIR   keeps the copies of the dbPath, so that they are made once (default: target/bench-increments)
   --work DIR   repositories (default: DIR of --data, /work)
   --only LIST  of mix, chain, time, maps
   --runs N     increments of each size of data of which the fastest counts (default: 5)
+  --no-install only with such programs as are there
 
 Installs restic, borg and rustic where it can: the first two with apt, as root; the third with cargo, which takes long,
-and not with --small. What is missing is not measured. Needs 14 GB of disk (2 GB with --small).
+and not with --small. What is missing is not measured. Needs 10 GB of disk (2 GB with --small).
 USAGE
 }
 
@@ -25,10 +27,11 @@ die() {
 }
 
 command="benches/increments.sh $*"
-small=no json='' data='' work='' runs='' only=''
+small=no json='' data='' work='' runs='' only='' install=yes
 while (($# > 0)); do
     case $1 in
         --small) small=yes ;;
+        --no-install) install=no ;;
         --json | --data | --work | --only | --runs)
             (($# > 1)) || die "$1 needs a value"
             declare "${1#--}=$2"
@@ -51,7 +54,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh
 target=${CARGO_TARGET_DIR:-target}
 data=$(realpath -m -- "${data:-$target/bench-increments}")
-megabytes=700
+megabytes=500
 if [[ $small == yes ]]; then
     megabytes=60 data=$data/small
 fi
@@ -85,17 +88,19 @@ install_rustic() {
         return
     fi
     printf 'increments.sh: compiling rustic %s, once, for at most 25 minutes\n' "$rustic_version" >&2
-    # What it is timed by does not matter here: its bytes are the same however it is optimised.
+    # Its time is not measured, and it stores the same bytes however it is optimised.
     CARGO_TARGET_DIR=$target/rustic CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-        timeout 1500 nice -n 15 cargo install rustic-rs --version "$rustic_version" --locked --quiet \
-        --no-default-features --root "$tools" >&2 ||
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=2 timeout 1500 nice -n 15 cargo install rustic-rs --quiet --locked \
+        --version "$rustic_version" --no-default-features --root "$tools" >&2 ||
         printf 'increments.sh: rustic did not compile within 25 minutes: NOT MEASURED\n' >&2
     rm -rf -- "${target:?}/rustic"
 }
 
-install_with_apt restic restic
-install_with_apt borg borgbackup
-install_rustic
+if [[ $install == yes ]]; then
+    install_with_apt restic restic
+    install_with_apt borg borgbackup
+    install_rustic
+fi
 
 clean() {
     rm -rf -- "${work:?}" "${data:?}/chain"

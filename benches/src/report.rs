@@ -119,7 +119,7 @@ impl Report {
                 row.name.clone(),
                 format!("{} {}", number(row.value), row.unit),
                 text(row.against.clone()),
-                text(row.ratio.map(|ratio| format!("{ratio:.2}"))),
+                text(row.ratio.map(share)),
                 text(row.reach.map(|reach| reach.to_string())),
                 text(row.met.map(|met| if met { "yes" } else { "no" }.into())),
             ]);
@@ -155,6 +155,12 @@ impl Report {
         std::fs::write(path, serde_json::to_vec_pretty(self)?)?;
         Ok(())
     }
+}
+
+/// Two digits behind the point, more for a small share.
+fn share(ratio: f64) -> String {
+    let digits = if ratio.abs() < 0.095 { 4 } else { 2 };
+    format!("{ratio:.digits$}")
 }
 
 /// Three significant digits, more only where they are whole.

@@ -29,6 +29,9 @@ const BATCH_CHANGES: usize = 1_000;
 /// 2024-01-01, in milliseconds: no date in the data depends on when it is made.
 const EPOCH: i64 = 1_704_067_200_000;
 
+/// When updates begin, in milliseconds after [`EPOCH`].
+const UPDATES: i64 = 10_000_000_000;
+
 /// What is in the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -82,9 +85,7 @@ impl Part {
         let at = DateTime::from_millis(EPOCH + id * 100);
         let mut document = match self {
             Part::Products => doc! {
-                "price": prng.below(1_000_000) as f64 / 100.0,
                 "stock": prng.below(1_000) as i32,
-                "updated": DateTime::from_millis(EPOCH + prng.below(10_000_000_000) as i64),
                 "description": words.text(prng, 1_150),
             },
             Part::Blobs => {
@@ -104,6 +105,8 @@ impl Part {
         match self {
             Part::Products => {
                 document.extend(doc! {
+                    "price": prng.below(1_000_000) as f64 / 100.0,
+                    "updated": DateTime::from_millis(EPOCH + prng.below(UPDATES as u64) as i64),
                     "title": words.text(prng, 50),
                     "category": words.text(prng, 8),
                     "seller": {
@@ -235,15 +238,20 @@ impl Churn {
         self.insert(counts).await
     }
 
-    /// Changes so many thousandths of the products and blobs, chosen at random.
+    /// Changes so many thousandths of the products and blobs, chosen at random: of a blob its text, of a product its text,
+    /// its stock, and the time of its last update, which is indexed.
     pub async fn update(&mut self, permille: u64) -> Result<()> {
         for part in [Part::Products, Part::Blobs] {
             let mut prng = self.draw(part);
             let ids = &self.ids[part as usize];
-            let updates: Vec<Bson> = (0..share(ids.len(), permille))
-                .map(|_| {
+            let now = EPOCH + UPDATES + self.changes as i64 * 1_000_000;
+            let updates: Vec<Bson> = (0..share(ids.len(), permille) as i64)
+                .map(|number| {
                     let id = ids[prng.below(ids.len() as u64) as usize];
-                    let set = part.document(id, &self.words, &mut prng, Fields::Changing);
+                    let mut set = part.document(id, &self.words, &mut prng, Fields::Changing);
+                    if part == Part::Products {
+                        set.insert("updated", DateTime::from_millis(now + number));
+                    }
                     doc! {"q": {"_id": id}, "u": {"$set": set}}.into()
                 })
                 .collect();

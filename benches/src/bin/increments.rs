@@ -164,11 +164,17 @@ impl Bench {
 
     fn mix_rows(&mut self, steps: &[Step]) {
         for ((name, what), step) in COPIES[1..].iter().zip(steps) {
+            let changed = step.changes.iter().map(Changed::bytes).sum::<u64>() as f64 / MB;
+            let dbpath = step.changes.iter().map(|file| file.len).sum::<u64>() as f64 / MB;
+            self.row(
+                Row::new(format!("{name} ({what}): changed sectors"), changed, "MB")
+                    .against("dbPath", dbpath),
+            );
             let own = step.added.total() as f64 / MB;
             for (other, bytes) in &step.others {
                 let bytes = *bytes as f64 / MB;
                 let row = if other == "floor" {
-                    Row::new(format!("{name} ({what}): stored"), own, "MB").against(other, bytes)
+                    Row::new(format!("{name}: stored"), own, "MB").against(other, bytes)
                 } else {
                     Row::new(format!("{name}: {other}"), bytes, "MB").against("pbm-fs", own)
                 };
