@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use pbmfs_repo::pack::{BLOCK_HEADER_LEN, Codec, Owner, PackBuilder, PackKind, pu
 use pbmfs_repo::storage::{
     Fault, FaultyStorage, LocalStorage, MemoryStorage, Page, PutOutcome, Storage, StorageError, list_all,
 };
-use pbmfs_repo::{ErrorKind, RepoError, Repository};
+use pbmfs_repo::{ErrorKind, RepoError, Repository, SnapshotReader};
 
 async fn checked(memory: &Arc<MemoryStorage>, read_data: bool) -> CheckReport {
     // Opened while `repo.json` is sound; a check reads it again.
@@ -315,15 +315,31 @@ fn spoil_blocks(memory: &MemoryStorage, id: &PackId, every: usize) -> Vec<(PackI
     out
 }
 
-/// Every place at which a block stands in files.
-fn places_of(block: &BlockId, files: &Files) -> HashSet<(String, u64)> {
-    let mut out = HashSet::new();
-    for (path, bytes) in &files.0 {
-        // As the cutter of these tests does.
-        let len = if path.ends_with(".1k") { 1 << 10 } else { 64 << 10 };
-        for (i, chunk) in bytes.iter().flat_map(|b| b.chunks(len)).enumerate() {
-            if BlockId::of(chunk) == *block {
-                out.insert((path.clone(), (i * len) as u64));
+/// Every place at which a block stands in the files of a snapshot, by its maps. What they say is compared with the bytes.
+async fn places_of(
+    memory: &Arc<MemoryStorage>,
+    doc: &SnapshotDoc,
+    files: &Files,
+) -> HashMap<BlockId, HashSet<(String, u64)>> {
+    let repo = open(memory.clone()).await.unwrap();
+    let reader = SnapshotReader::open(&repo, doc.clone()).await.unwrap();
+    let rs = &reader.replsets()[0];
+    let mut out: HashMap<BlockId, HashSet<(String, u64)>> = HashMap::new();
+    for i in 0..rs.files().len() {
+        let entry = rs.files().get(i).await.unwrap().unwrap();
+        let (path, size) = (entry.meta.path, entry.meta.size);
+        if size == 0 {
+            continue;
+        }
+        let bytes = files.0[&path].as_ref().unwrap();
+        for placed in rs.extents(&entry.root, size, 0..size).await.unwrap() {
+            for span in rs.spans(&placed).await.unwrap() {
+                let id = rs.trailer(span.pack).await.unwrap().slots()[span.slot as usize].id;
+                let there = &bytes[span.offset as usize..][..(span.to - span.from) as usize];
+                if there.len() == span.plain_len as usize {
+                    assert_eq!(BlockId::of(there), id, "{path} at {}", span.offset);
+                }
+                out.entry(id).or_default().insert((path.clone(), span.offset));
             }
         }
     }
@@ -331,6 +347,10 @@ fn places_of(block: &BlockId, files: &Files) -> HashSet<(String, u64)> {
 }
 
 async fn assert_attributed(memory: &Arc<MemoryStorage>, snapshots: &[(SnapshotDoc, Files)]) {
+    let mut places = Vec::new();
+    for (doc, files) in snapshots {
+        places.push((doc.name.clone(), places_of(memory, doc, files).await));
+    }
     let mut spoilt = Vec::new();
     for id in of_kind(memory, Some(PackKind::Data)).iter().take(3) {
         spoilt.extend(spoil_blocks(memory, id, 5));
@@ -358,9 +378,9 @@ async fn assert_attributed(memory: &Arc<MemoryStorage>, snapshots: &[(SnapshotDo
             .find(|f| (f.0, f.1, f.2) == (pack, slot, block))
             .unwrap();
         let mut expected = HashSet::new();
-        for (doc, files) in snapshots {
-            let places = places_of(&block, files).into_iter();
-            expected.extend(places.map(|(path, at)| (doc.name.clone(), path, at)));
+        for (name, places) in &places {
+            let places = places.get(&block).into_iter().flatten().cloned();
+            expected.extend(places.map(|(path, at)| (name.clone(), path, at)));
         }
         let named: HashSet<_> = uses
             .iter()
