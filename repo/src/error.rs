@@ -177,6 +177,9 @@ pub enum RepoError {
         /// The last failure.
         source: StorageError,
     },
+    /// Another process has the local index. The text says where it is and what to do.
+    #[error("{0}")]
+    IndexBusy(String),
     /// A file that should be stored could not be read.
     #[error("cannot read {path}: {source}")]
     Input {
@@ -221,9 +224,10 @@ impl RepoError {
             | Self::NoSuchSnapshot { .. }
             | Self::NoSnapshots
             | Self::Deleted(_) => ErrorKind::NotFound,
-            Self::AlreadyARepository { .. } | Self::NotEmpty { .. } | Self::CommitLost { .. } => {
-                ErrorKind::Busy
-            }
+            Self::AlreadyARepository { .. }
+            | Self::NotEmpty { .. }
+            | Self::CommitLost { .. }
+            | Self::IndexBusy(_) => ErrorKind::Busy,
             Self::UnknownFeature(_) | Self::UnknownVersion(_) => ErrorKind::Unsupported,
             Self::AmbiguousName { .. } | Self::BadName(_) => ErrorKind::Usage,
             Self::CommitUnknown { .. }

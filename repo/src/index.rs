@@ -30,9 +30,9 @@ pub trait KnownBlocks: Send + Sync {
     fn learn(&self, pack: &PackLoc, trailer: &Trailer);
 }
 
-/// Block ids are uniformly distributed: eight of their bytes are a hash.
+/// Ids are uniformly distributed: eight of their bytes are a hash.
 #[derive(Debug, Default, Clone, Copy)]
-struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
@@ -55,7 +55,7 @@ type Shard = HashMap<BlockId, (u32, u32), BuildHasherDefault<IdHasher>>;
 const SHARDS: usize = 64;
 
 /// Trailers read at the same time while an index is loaded.
-const LOAD_PARALLEL: usize = 16;
+pub(crate) const LOAD_PARALLEL: usize = 16;
 
 /// An index in memory: about 60 bytes a block.
 pub struct MemoryIndex {
@@ -69,6 +69,14 @@ impl Default for MemoryIndex {
             packs: RwLock::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
         }
+    }
+}
+
+impl std::fmt::Debug for MemoryIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryIndex")
+            .field("blocks", &self.len())
+            .finish()
     }
 }
 

@@ -13,6 +13,7 @@ pub mod id;
 pub mod index;
 pub mod ingest;
 pub mod key;
+pub mod local_index;
 pub mod map;
 pub mod objects;
 pub mod pack;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt, future, stream};
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 
 use crate::envelope::VERSION;
 use crate::error::{FormatError, RepoError, Result};
@@ -39,6 +39,16 @@ pub enum Listing {
     Snapshot(Box<SnapshotDoc>),
     /// Its object cannot be read; the text says why.
     Unreadable(SnapshotName, String),
+}
+
+impl Listing {
+    /// Its name.
+    pub fn name(&self) -> &SnapshotName {
+        match self {
+            Self::Snapshot(doc) => &doc.name,
+            Self::Unreadable(name, _) => name,
+        }
+    }
 }
 
 impl Repository {
@@ -244,20 +254,17 @@ impl Repository {
         Ok(out)
     }
 
-    /// The last `count` snapshots by name, newest first. One request each, and some for those behind the
-    /// last, besides those of the listing.
+    /// Snapshots by name, newest first. One request each, up to 16 ahead of whoever takes them, besides those of the
+    /// listing.
     ///
     /// # Errors
     /// The storage's.
-    pub async fn newest_first(&self, count: usize) -> Result<Vec<Listing>> {
+    pub async fn newest_first(&self) -> Result<impl Stream<Item = Result<Listing>>> {
         let names = self.candidates().await?.into_iter().rev();
-        stream::iter(names)
+        Ok(stream::iter(names)
             .map(|name| self.listing(name))
             .buffered(AT_ONCE)
-            .try_filter_map(future::ok)
-            .take(count)
-            .try_collect()
-            .await
+            .try_filter_map(future::ok))
     }
 
     /// What a listing says of a name; `None` for one that was deleted.

@@ -13,7 +13,7 @@ pub use builder::{PackBuilder, SealedPack};
 pub(crate) use sink::{OWN_PACK, OwnPlace, RootPlace};
 pub use sink::{PackSink, put_pack};
 pub(crate) use store::MAX_HOPS;
-pub use store::{PackLoc, PackStore, Place};
+pub use store::{PackLoc, PackStore, Place, TrailerStore};
 pub use trailer::{
     FOOTER_LEN, FOOTER_MAGIC, MAX_SLOTS, Owner, PackKind, TRAILER_FIXED_LEN, TRAILER_MAGIC, TRAILER_SLOT_LEN,
     Trailer, decode_footer, encode_footer, pack_id,

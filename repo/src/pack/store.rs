@@ -1,7 +1,7 @@
 //! Reading of packs: trailers, blocks by slot and blocks by place, through relocations where a pack is gone.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -126,12 +126,19 @@ impl Weighter<PackId, Arc<Relocation>> for ByRelocation {
     }
 }
 
+/// Keeps trailers beyond the life of a process. What it gives is verified by whoever asks, so it may be wrong.
+pub trait TrailerStore: Send + Sync + std::fmt::Debug {
+    /// The bytes of a pack's trailer. Called where blocking is allowed.
+    fn trailer(&self, pack: &PackId) -> Option<Vec<u8>>;
+}
+
 /// Reads packs. Trailers and relocations are kept in memory within a budget; blocks are not.
 #[derive(Debug)]
 pub struct PackStore {
     storage: Arc<dyn Storage>,
     trailers: Cache<PackId, Arc<Trailer>, ByTrailer>,
     relocations: Cache<PackId, Arc<Relocation>, ByRelocation>,
+    kept: RwLock<Option<Weak<dyn TrailerStore>>>,
 }
 
 impl PackStore {
@@ -142,6 +149,7 @@ impl PackStore {
             storage,
             trailers: Cache::with_weighter(items, budget / 4 * 3, ByTrailer),
             relocations: Cache::with_weighter(items, budget / 4, ByRelocation),
+            kept: RwLock::default(),
         }
     }
 
@@ -158,6 +166,10 @@ impl PackStore {
         if let Some(found) = self.trailers.get(&pack.id) {
             return Ok(found);
         }
+        if let Some(trailer) = self.kept_trailer(pack).await {
+            self.trailers.insert(pack.id, trailer.clone());
+            return Ok(trailer);
+        }
         let trailer = match self.read_trailer(pack).await {
             Err(RepoError::Storage(StorageError::NotFound(_))) => {
                 Arc::new(self.relocation(&pack.id).await?.trailer.clone())
@@ -166,6 +178,21 @@ impl PackStore {
         };
         self.trailers.insert(pack.id, trailer.clone());
         Ok(trailer)
+    }
+
+    /// Has trailers looked for there before the storage is asked, for as long as it exists.
+    pub fn read_trailers_from(&self, kept: Weak<dyn TrailerStore>) {
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+    }
+
+    async fn kept_trailer(&self, pack: &PackLoc) -> Option<Arc<Trailer>> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (kept, id) = (kept?.upgrade()?, pack.id);
+        let bytes = tokio::task::spawn_blocking(move || kept.trailer(&id))
+            .await
+            .ok()??;
+        let trailer = Trailer::decode_of(&pack.id, &bytes).and_then(|t| t.lies_at(pack.trailer_offset));
+        trailer.ok().map(Arc::new)
     }
 
     /// The trailer as it lies in the pack itself, past every cache.

@@ -4,6 +4,7 @@
 pub mod forge;
 pub mod gc_tool;
 pub mod golden;
+pub mod packs;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,10 +12,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use pbmfs_repo::files::{FileKind, FileMeta, path_order};
-use pbmfs_repo::index::MemoryIndex;
+use pbmfs_repo::index::{KnownBlocks, MemoryIndex};
 use pbmfs_repo::ingest::{
     Cancel, Changes, Cutter, FixedCutter, IngestOptions, Ingested, Input, Job, NoProgress, ReadAt, ingest,
 };
+use pbmfs_repo::local_index::{Index, IndexOptions, LEAST_MEMORY};
 use pbmfs_repo::map::MapParams;
 use pbmfs_repo::objects::{ClusterRef, Parameters, ReplsetDoc, SnapshotDoc};
 use pbmfs_repo::storage::Storage;
@@ -374,6 +376,24 @@ pub async fn assert_same(repo: &Repository, doc: &SnapshotDoc, files: &Files) {
     }
 }
 
+/// In these tests, backups of one repository share a local index, as those of the program do.
+const WITH_LOCAL_INDEX: [&str; 2] = ["gc_rules", "roundtrip"];
+
+async fn known(session: &Session) -> Result<Arc<dyn KnownBlocks>, RepoError> {
+    thread_local! {
+        static INDEXES: tempfile::TempDir = tempfile::tempdir().unwrap();
+    }
+    if !WITH_LOCAL_INDEX.contains(&env!("CARGO_CRATE_NAME")) {
+        return Ok(Arc::new(MemoryIndex::load(session).await?));
+    }
+    let options = INDEXES.with(|place| IndexOptions {
+        memory: LEAST_MEMORY,
+        share: true,
+        ..IndexOptions::below(place.path())
+    });
+    Ok(Arc::new(Index::open(session, &options).await?))
+}
+
 /// Stores the files of one replica set.
 pub async fn ingest_files(
     session: &Session,
@@ -391,7 +411,7 @@ pub async fn ingest_files(
         }),
         files: metas,
         parent,
-        known: Arc::new(MemoryIndex::load(session).await?),
+        known: known(session).await?,
         options: OPTIONS,
         progress: Arc::new(NoProgress),
         cancel: Cancel::default(),
