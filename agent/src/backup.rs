@@ -12,24 +12,21 @@ use std::time::Duration;
 
 use pbmfs_dbpath::is_journal;
 use pbmfs_repo::files::FileMeta;
-use pbmfs_repo::index::MemoryIndex;
 use pbmfs_repo::ingest::{Cancel, Changes, Cutter, IngestOptions, Input, Job, Progress, ReadAt, ingest};
+use pbmfs_repo::local_index::{Index, IndexOptions};
 use pbmfs_repo::objects::{ClusterRef, ReplsetDoc, SnapshotDoc, SnapshotStats, f64ish};
-use pbmfs_repo::{Listing, ReplsetReader, RepoError, Repository, Session, SnapshotReader};
+use pbmfs_repo::{ReplsetReader, RepoError, Repository, Session, SnapshotReader};
 
 use crate::cutter::cutter_of;
 use crate::error::SourceError;
+use crate::heads;
 use crate::quiet_read::QuietFile;
 use crate::source::{
-    BackupType, ChainInfo, ChainStep, FileKind, Head, Pinned, Since, Source, SourceFile, SourceKind, Wanted,
+    BackupType, ChainInfo, ChainStep, FileKind, Pinned, Since, Source, SourceFile, SourceKind, Wanted,
 };
 
 /// How often the pin is looked at while files are read.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
-
-/// How many snapshots are looked through for the end of a chain: a server remembers two of them, and hardly anybody
-/// takes more than this many of other nodes or of other clusters in between.
-const HEADS_SOUGHT: usize = 64;
 
 /// Name of the replica set where the source has none.
 pub const STANDALONE: &str = "standalone";
@@ -45,6 +42,8 @@ pub struct BackupOptions {
     pub cluster: Option<String>,
     /// Bytes for all buffers.
     pub memory: u64,
+    /// The index of known blocks.
+    pub index: IndexOptions,
     /// Threads that hash and compress; by default one a core.
     pub threads: Option<usize>,
     /// Program and version, for the snapshot.
@@ -56,7 +55,7 @@ pub struct BackupOptions {
 /// A step of a backup, for whoever watches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
-    /// The trailers of all packs are read.
+    /// The index of known blocks catches up with the repository.
     LoadingIndex,
     /// The source is being pinned; for a live server it waits for the lock.
     Pinning,
@@ -139,8 +138,9 @@ pub async fn backup(
     .take(source)
     .await;
     match taken {
-        Ok(doc) => {
+        Ok((doc, known)) => {
             session.commit(&doc).await?;
+            heads::remember(&known, &doc);
             Ok(doc)
         }
         Err(e) => {
@@ -171,13 +171,15 @@ struct Backup<'a> {
 }
 
 impl Backup<'_> {
-    async fn take(&self, source: &mut dyn Source) -> Result<SnapshotDoc, BackupError> {
+    async fn take(&self, source: &mut dyn Source) -> Result<(SnapshotDoc, Arc<Index>), BackupError> {
         self.progress.phase(Phase::LoadingIndex);
-        let known = Arc::new(MemoryIndex::load(self.session).await?);
-        self.cancel.check()?;
+        let known = Arc::new(tokio::select! {
+            known = Index::open(self.session, &self.options.index) => known?,
+            () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
+        });
         self.progress.phase(Phase::Pinning);
         let wanted = tokio::select! {
-            wanted = self.wanted(source) => wanted?,
+            wanted = self.wanted(source, &known) => wanted?,
             () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
         };
         source.want(wanted);
@@ -203,14 +205,14 @@ impl Backup<'_> {
             Some(parent) => Some(parent),
             None => self.parent(&cluster, &name).await?,
         };
-        let stats = self.read(source, &mut pinned, parent, known).await?;
+        let stats = self.read(source, &mut pinned, parent, known.clone()).await?;
         self.progress.phase(Phase::Committing);
         source.release().await?;
-        Ok(self.document(cluster, name, &pinned, stats))
+        Ok((self.document(cluster, name, &pinned, stats), known))
     }
 
     /// What is asked of the source; for an increment, with all the snapshots on which it may build.
-    async fn wanted(&self, source: &mut dyn Source) -> Result<Wanted, BackupError> {
+    async fn wanted(&self, source: &mut dyn Source, known: &Index) -> Result<Wanted, BackupError> {
         let backup_type = self.options.backup_type;
         let mut heads = Vec::new();
         if backup_type == BackupType::Increment {
@@ -218,7 +220,8 @@ impl Backup<'_> {
                 Some(name) => Some(name.clone()),
                 None => source.replset().await?,
             };
-            heads = self.heads(replset.as_deref().unwrap_or(STANDALONE)).await?;
+            let replset = replset.as_deref().unwrap_or(STANDALONE);
+            heads = heads::heads(self.repo, known, replset).await?;
         }
         // WiredTiger takes no colons; the lease makes it the name of this attempt alone.
         let plain = |c: &char| c.is_ascii_alphanumeric();
@@ -236,27 +239,6 @@ impl Backup<'_> {
             name: format!("pbmfs_{time}_{lease}"),
             heads,
         })
-    }
-
-    /// The ends of chains in the newest snapshots of a replica set, newest first, two of each node: no server remembers
-    /// more. Damaged snapshots are passed over.
-    async fn heads(&self, replset: &str) -> Result<Vec<Head>, BackupError> {
-        let mut heads: Vec<Head> = Vec::new();
-        for listing in self.repo.newest_first(HEADS_SOUGHT).await? {
-            let Listing::Snapshot(doc) = listing else {
-                continue;
-            };
-            let of_set = doc.replsets.into_iter().filter(|r| r.name == replset);
-            for head in of_set.filter_map(|r| r.chain_head) {
-                if heads.iter().filter(|h| h.head.node == head.node).count() < 2 {
-                    heads.push(Head {
-                        snapshot: doc.name.clone(),
-                        head,
-                    });
-                }
-            }
-        }
-        Ok(heads)
     }
 
     /// The snapshot since which the pinned changes are. If it cannot be read any more, the changes are worth nothing,
@@ -356,7 +338,7 @@ impl Backup<'_> {
         source: &dyn Source,
         pinned: &mut Pinned,
         parent: Option<Arc<ReplsetReader>>,
-        known: Arc<MemoryIndex>,
+        known: Arc<Index>,
     ) -> Result<Ingest, BackupError> {
         use pbmfs_repo::ErrorKind::{Damaged, NotFound};
         let name = parent.as_ref().map(|p| p.snapshot().clone());
@@ -375,7 +357,7 @@ impl Backup<'_> {
         source: &dyn Source,
         pinned: &Pinned,
         parent: Option<Arc<ReplsetReader>>,
-        known: Arc<MemoryIndex>,
+        known: Arc<Index>,
     ) -> Result<Ingest, BackupError> {
         let files: Vec<FileMeta> = pinned.files.iter().map(file_meta).collect();
         self.progress.phase(Phase::Reading {

@@ -14,6 +14,7 @@ pub mod cursor;
 pub mod cutter;
 pub mod directory;
 pub mod error;
+mod heads;
 pub mod live;
 pub mod lock;
 mod node;

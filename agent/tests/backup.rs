@@ -32,6 +32,7 @@ fn options() -> BackupOptions {
         replset: Some("rs0".into()),
         cluster: None,
         memory: 64 << 20,
+        index: pbmfs_repo::local_index::IndexOptions::in_memory(),
         threads: Some(2),
         tool: "test".into(),
         repository: None,

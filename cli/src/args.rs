@@ -156,6 +156,12 @@ pub struct Backup {
     /// Record dbHash and counts of every database under fsyncLock; takes a read of all documents
     #[arg(long, conflicts_with = "dbpath")]
     pub record_hashes: bool,
+    /// Where local indexes of known blocks are kept (default: pbm-fs/index in $XDG_CACHE_HOME or ~/.cache)
+    #[arg(long, value_name = "DIR")]
+    pub index: Option<PathBuf>,
+    /// Memory for the local index, besides --memory
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = crate::format::parse_index_memory)]
+    pub index_memory: u64,
     /// Longest wait for the lock, for another backup cursor to be closed, and for the journal to be complete
     #[arg(
         long,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use pbmfs_repo::local_index::LEAST_MEMORY;
 use serde::Serialize;
 
 use crate::exit::{Failure, Kind};
@@ -44,6 +45,16 @@ pub fn parse_pack_size(text: &str) -> Result<u64, String> {
         Ok(size)
     } else {
         Err("a pack has 1 to 64 MiB".into())
+    }
+}
+
+/// Reads the memory of a local index.
+pub fn parse_index_memory(text: &str) -> Result<u64, String> {
+    let size = parse_size(text)?;
+    if size >= LEAST_MEMORY {
+        Ok(size)
+    } else {
+        Err(format!("an index needs {} MiB at least", LEAST_MEMORY >> 20))
     }
 }
 

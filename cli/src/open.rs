@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pbmfs_repo::Repository;
+use pbmfs_repo::local_index::IndexOptions;
 use pbmfs_repo::storage::{CountingStorage, LocalStorage, Storage, local_path};
 
 use crate::args::Global;
@@ -48,6 +49,34 @@ pub async fn repository(global: &Global) -> Result<Opened, Failure> {
     let counts = storage(global)?;
     let repo = Repository::open(counts.clone() as Arc<dyn Storage>, memory / 8).await?;
     Ok(Opened { repo, counts })
+}
+
+/// The local index of a backup: in the directory that was asked for, else where caches belong. What was asked for is
+/// used by one process at a time; in the usual place each backup finds an index.
+pub fn index(asked: Option<PathBuf>, memory: u64) -> IndexOptions {
+    let share = asked.is_none();
+    let directory = asked.or_else(|| Some(caches()?.join("pbm-fs/index")));
+    if directory.is_none() {
+        tracing::warn!(
+            "the index is kept in memory: there is no place for it without HOME; give it one with --index"
+        );
+    }
+    IndexOptions {
+        directory,
+        share,
+        memory,
+        ..IndexOptions::in_memory()
+    }
+}
+
+/// Where caches belong. Relative paths in the variables mean nothing.
+fn caches() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))
 }
 
 /// The directory in which the repository lies, if it is one.

@@ -4,16 +4,20 @@
 //! everything that was printed.
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
+    fs::{File, Permissions},
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::{
     binary::pbmfs_bin,
@@ -35,7 +39,17 @@ pub struct PbmFs {
     directory: Option<PathBuf>,
     home: Option<PathBuf>,
     user: Option<u32>,
+    /// Where its local indexes are, unless it has a home.
+    caches: Arc<TempDir>,
     tag: String,
+}
+
+/// A directory that every user may write to.
+fn new_caches() -> Arc<TempDir> {
+    let made = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o777))
+        .tempdir();
+    Arc::new(made.unwrap_or_else(|error| panic!("a directory for caches: {error}")))
 }
 
 impl PbmFs {
@@ -49,6 +63,7 @@ impl PbmFs {
             directory: None,
             home: None,
             user: None,
+            caches: new_caches(),
             tag: format!("{}-{count}", std::process::id()),
         }
     }
@@ -83,11 +98,17 @@ impl PbmFs {
         self
     }
 
-    /// Run by this user.
+    /// Run by this user, whose local indexes are his own.
     #[must_use]
     pub fn as_user(mut self, user: u32) -> Self {
         self.user = Some(user);
+        self.caches = new_caches();
         self
+    }
+
+    /// The directory in which its local indexes are.
+    pub fn indexes(&self) -> PathBuf {
+        self.caches.path().join("pbm-fs/index")
     }
 
     /// The repository's directory.
@@ -109,6 +130,8 @@ impl PbmFs {
         }
         if let Some(home) = &self.home {
             command.env("HOME", home).env_remove("XDG_CACHE_HOME");
+        } else {
+            command.env("XDG_CACHE_HOME", self.caches.path());
         }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);

@@ -81,10 +81,11 @@ async fn lost_history_and_deleted_sources_cost_a_read_and_little_more() {
     let third = take(&pbmfs, &uri, INCREMENT).await;
     assert_full_read(&third, &second.name);
     let floor = second.stat("bytes_stored_data");
-    let (stored, all) = (third.stat("bytes_stored_data"), third.stat("bytes_total"));
+    let stored = third.stat("bytes_stored_data");
+    // Measured: 1.1 to 1.4 times as much. A full read also finds what the server scribbled on free extents.
     assert!(
-        stored < all / 4,
-        "{stored} bytes stored of {all}; the increment before stored {floor}"
+        stored <= floor * 2,
+        "{stored} bytes stored; the increment before, of as many changes, stored {floor}"
     );
     change(3).await.unwrap();
     let fourth = take(&pbmfs, &uri, INCREMENT).await;
@@ -176,4 +177,42 @@ async fn each_member_has_a_chain_of_its_own() {
         .await
         .check_equal(&live)
         .unwrap();
+}
+
+/// The chain stands in the snapshots, and where blocks are stands in the packs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_lost_local_index_costs_no_reading() {
+    let place = tempdir().unwrap();
+    let spec = DataSpec::megabytes(20);
+    let (set, client) = live_set(place.path(), 1, &spec).await;
+    let (uri, pbmfs) = (set.uri(), PbmFs::init(place.path().join("repo")));
+    let mut last = take(&pbmfs, &uri, BASE).await;
+    let mut stored = Vec::new();
+    for (round, lost) in [(1, false), (2, true), (3, false), (4, true)] {
+        data::update_orders(&client, &spec, 5, round).await.unwrap();
+        if lost {
+            std::fs::remove_dir_all(pbmfs.indexes()).unwrap();
+        }
+        let next = take(&pbmfs, &uri, INCREMENT).await;
+        assert_increment(&next, &last);
+        let (read, named) = (
+            next.stat("bytes_read"),
+            next.chain()["bytes_named"].as_u64().unwrap(),
+        );
+        assert!(
+            read * 10 <= named * 11,
+            "{read} bytes were read, {named} were named"
+        );
+        assert!(next.stat("bytes_referenced") > 10 << 20, "{}", next.doc);
+        stored.push(next.stat("bytes_stored_data"));
+        last = next;
+    }
+    let (with, without) = (stored[0].max(stored[2]), stored[1].max(stored[3]));
+    assert!(without * 10 <= with * 13, "{stored:?}");
+    let live = compare::digest(&client).await.unwrap();
+    restored(&pbmfs, &last.name, place.path())
+        .await
+        .check_equal(&live)
+        .unwrap();
+    pbmfs.check();
 }

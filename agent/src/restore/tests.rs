@@ -40,6 +40,7 @@ async fn snapshot(repo: &Repository, tree: &Path) -> SnapshotDoc {
         replset: None,
         cluster: None,
         memory: 64 << 20,
+        index: pbmfs_repo::local_index::IndexOptions::in_memory(),
         threads: Some(2),
         tool: "test".into(),
         repository: None,

@@ -212,6 +212,7 @@ pub async fn back_up(repo: &Repository, root: &Path) -> SnapshotDoc {
         replset: Some("rs0".into()),
         cluster: None,
         memory: 64 << 20,
+        index: pbmfs_repo::local_index::IndexOptions::in_memory(),
         threads: Some(2),
         repository: None,
         tool: "test".into(),

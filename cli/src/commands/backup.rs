@@ -86,6 +86,7 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
         replset: args.replset,
         cluster: args.cluster,
         memory,
+        index: open::index(args.index, args.index_memory),
         threads: global.threads.map(usize::from),
         repository: open::directory(global),
         tool: concat!("pbm-fs ", env!("CARGO_PKG_VERSION")).into(),

@@ -29,6 +29,7 @@ impl Place {
         command
             .args(args)
             .env("PBMFS_REPO", self.play.join("repo"))
+            .env("XDG_CACHE_HOME", self.play.join("cache"))
             .stdin(Stdio::null());
         command
     }
