@@ -47,5 +47,6 @@ cargo test --workspace --doc --quiet
 step "benchmarks, small"
 PBMFS_BENCH_PROFILE=dev ./benches/local.sh --small
 PBMFS_BENCH_PROFILE=dev ./benches/increments.sh --small
+PBMFS_BENCH_PROFILE=dev ./benches/index.sh --small
 
 step "done"

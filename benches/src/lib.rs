@@ -6,6 +6,7 @@ pub mod copies;
 pub mod maps;
 pub mod mix;
 pub mod named;
+pub mod packs;
 pub mod peers;
 pub mod report;
 pub mod stored;

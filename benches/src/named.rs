@@ -13,6 +13,7 @@ use pbmfs_agent::error::SourceError;
 use pbmfs_agent::source::{BackupType, Pinned, Since, Source};
 use pbmfs_repo::id::SnapshotName;
 use pbmfs_repo::ingest::{Cancel, Progress};
+use pbmfs_repo::local_index::IndexOptions;
 use pbmfs_repo::objects::{ChainHead, Parameters, SnapshotDoc, SnapshotStats};
 use pbmfs_repo::storage::LocalStorage;
 use pbmfs_repo::{Repository, SnapshotReader};
@@ -123,6 +124,7 @@ impl Chain {
             replset: Some("rs0".into()),
             cluster: None,
             memory: 512 << 20,
+            index: IndexOptions::below(self.path.with_extension("index")),
             threads: None,
             tool: "bench-increments".into(),
             repository: Some(self.path.clone()),

@@ -120,6 +120,7 @@ impl Bench {
     fn pbm_fs(&self, repo: &Path) -> Command {
         let mut command = Command::new(&self.args.pbm_fs);
         command
+            .env("XDG_CACHE_HOME", self.path("cache"))
             .arg("--repo")
             .arg(repo)
             .arg("--quiet")
