@@ -4,7 +4,7 @@
 //! everything that was printed.
 
 use std::{
-    fs::{File, Permissions},
+    fs::{self, File, Permissions},
     os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -44,12 +44,14 @@ pub struct PbmFs {
     tag: String,
 }
 
-/// A directory that every user may write to.
+/// A directory that every user may write to, whatever the umask.
 fn new_caches() -> Arc<TempDir> {
-    let made = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o777))
-        .tempdir();
-    Arc::new(made.unwrap_or_else(|error| panic!("a directory for caches: {error}")))
+    let made = || {
+        let place = tempfile::tempdir()?;
+        fs::set_permissions(place.path(), Permissions::from_mode(0o777))?;
+        std::io::Result::Ok(place)
+    };
+    Arc::new(made().unwrap_or_else(|error| panic!("a directory for caches: {error}")))
 }
 
 impl PbmFs {
