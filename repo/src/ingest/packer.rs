@@ -2,6 +2,7 @@
 //! the pack table are written.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -9,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::error::{RepoError, Result};
 use crate::files::{FileEntry, FileKind, FileMeta, write_list};
 use crate::id::{BlockId, PackId, PackNo, Randomness};
-use crate::index::KnownBlocks;
+use crate::index::{IdHasher, KnownBlocks};
 use crate::ingest::stages::{Done, Item};
 use crate::ingest::{IngestOptions, Ingested, Job, Progress};
 use crate::map::{Edit, Extent, ExtentKind, MapRoot, MapWriter, PendingRoot, PlacedExtent};
@@ -21,7 +22,7 @@ use crate::storage::Storage;
 use crate::table::{TableBuilder, TableEntry};
 
 /// Blocks of packs that are not put yet, and so not in the index.
-type OwnBlocks = HashMap<BlockId, (PackNo, u32)>;
+type OwnBlocks = HashMap<BlockId, (PackNo, u32), BuildHasherDefault<IdHasher>>;
 
 /// Fills packs and writes maps.
 pub(crate) struct Packer {
@@ -133,7 +134,7 @@ impl Packer {
             renumbered,
             table,
             maps: MapWriter::new(sink, job.options.map),
-            own: OwnBlocks::new(),
+            own: OwnBlocks::default(),
             current: None,
             spare: Vec::new(),
             uploads: JoinSet::new(),
