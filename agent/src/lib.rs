@@ -24,6 +24,7 @@ pub mod source;
 mod walk;
 
 pub use cursor::{CursorOptions, CursorSource};
+pub use cutter::cutter_of;
 pub use directory::DirectorySource;
 pub use error::{ErrorKind, SourceError};
 pub use live::{LiveSource, Method};
