@@ -46,7 +46,6 @@ cargo test --workspace --doc --quiet
 
 step "benchmarks, small"
 PBMFS_BENCH_PROFILE=dev ./benches/local.sh --small
-PBMFS_BENCH_PROFILE=dev ./benches/cut.sh --small
 PBMFS_BENCH_PROFILE=dev ./benches/increments.sh --small
 PBMFS_BENCH_PROFILE=dev ./benches/index.sh --small
 
