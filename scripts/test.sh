@@ -48,5 +48,6 @@ step "benchmarks, small"
 PBMFS_BENCH_PROFILE=dev ./benches/local.sh --small
 PBMFS_BENCH_PROFILE=dev ./benches/increments.sh --small
 PBMFS_BENCH_PROFILE=dev ./benches/index.sh --small
+PBMFS_BENCH_PROFILE=dev ./benches/cut.sh --small
 
 step "done"
