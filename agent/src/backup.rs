@@ -96,6 +96,16 @@ pub enum BackupError {
         /// The source's directory.
         root: PathBuf,
     },
+    /// The local index would become a part of the repository, or of the backup.
+    #[error(
+        "the local index cannot lie in {index}, which is inside {inside}: give it another directory with --index"
+    )]
+    IndexInside {
+        /// The directory of local indexes.
+        index: PathBuf,
+        /// The repository, or what is backed up.
+        inside: PathBuf,
+    },
     /// A replica set's name cannot be a directory in a mount.
     #[error(
         "{0:?} cannot be the name of a replica set: a name has no slash or control character and is neither empty nor \".\" or \"..\""
@@ -172,6 +182,8 @@ struct Backup<'a> {
 
 impl Backup<'_> {
     async fn take(&self, source: &mut dyn Source) -> Result<(SnapshotDoc, Arc<Index>), BackupError> {
+        self.check_index_apart(self.options.repository.as_deref())?;
+        self.check_index_apart(source.root())?;
         self.progress.phase(Phase::LoadingIndex);
         let known = Arc::new(tokio::select! {
             known = Index::open(self.session, &self.options.index) => known?,
@@ -188,6 +200,7 @@ impl Backup<'_> {
             () = cancelled(self.cancel) => return Err(RepoError::Cancelled.into()),
         };
         self.check_apart(&pinned)?;
+        self.check_index_apart(Some(&pinned.root))?;
         let name = match (&self.options.replset, &pinned.info.replset) {
             (Some(name), _) | (None, Some(name)) => name.clone(),
             (None, None) => STANDALONE.into(),
@@ -270,6 +283,24 @@ impl Backup<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// A local index in a repository would be foreign to it, and one among the files would be backed up while it changes.
+    fn check_index_apart(&self, from: Option<&Path>) -> Result<(), BackupError> {
+        let (Some(index), Some(from)) = (&self.options.index.directory, from) else {
+            return Ok(());
+        };
+        let from = from.canonicalize().unwrap_or_else(|_| from.to_owned());
+        // What is there of it.
+        let absolute = std::path::absolute(index).unwrap_or_else(|_| index.clone());
+        let there = absolute.ancestors().find_map(|part| part.canonicalize().ok());
+        if there.is_some_and(|there| there.starts_with(&from)) {
+            return Err(BackupError::IndexInside {
+                index: index.clone(),
+                inside: from,
+            });
+        }
+        Ok(())
     }
 
     /// A repository below what is backed up would grow while it is read. Links are followed, so each directory is

@@ -34,8 +34,8 @@ use documents::Listed;
 use open::{Opened, Opener};
 use opened::{Closing, Kept, extend};
 
-/// How often the cursor is asked whether it is still there. A server closes one that is not asked for ten minutes, so
-/// this is for noticing a lost one soon.
+/// How often the cursor is asked whether it is still there. A server closes one that is not asked for minutes, so this is
+/// for noticing a lost one soon.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// Which member, and how.
@@ -285,26 +285,21 @@ impl CursorSource {
             time: time.t,
             increment: time.i,
         });
-        let documents = match extend(&member.server, backup_id, time, limit).await {
-            Ok(documents) => documents,
+        let taken = extend(&member.server, backup_id, time, limit, |document| {
+            listed.add(document, dbpath, false)
+        });
+        match taken.await {
+            Ok(taken) => taken.map_err(|what| SourceError::CursorDocument {
+                node: node.into(),
+                what,
+            }),
             // MaxTimeMSExpired.
-            Err(CommandFailure::Refused { code: 50, .. }) => {
-                return Err(SourceError::ExtendTimeout {
-                    node: node.into(),
-                    seconds: limit.as_secs(),
-                });
-            }
-            Err(failure) => return Err(open::stage_failure(failure, "$backupCursorExtend").on(node)),
-        };
-        for document in documents {
-            listed
-                .add(&document, dbpath, false)
-                .map_err(|what| SourceError::CursorDocument {
-                    node: node.into(),
-                    what,
-                })?;
+            Err(CommandFailure::Refused { code: 50, .. }) => Err(SourceError::ExtendTimeout {
+                node: node.into(),
+                seconds: limit.as_secs(),
+            }),
+            Err(failure) => Err(open::stage_failure(failure, "$backupCursorExtend").on(node)),
         }
-        Ok(())
     }
 }
 
@@ -332,15 +327,17 @@ async fn restore_time(
 
 /// Granularity in MiB that the ranges show; that of the chain if too little changed to tell.
 fn granted(listed: &Listed, chain: Option<u32>) -> Option<u32> {
-    let seen = listed.granularity().map(|bytes| bytes >> 20);
+    // Runs of granules, or a single one far from the beginning, show a multiple. That so many ranges do so by chance is as
+    // likely as one in millions.
+    const ENOUGH: usize = 12;
+    let seen = listed.granularity().map(|(bytes, of)| (bytes >> 20, of));
     match (seen, chain) {
-        // Runs of granules, or a single one far from the beginning, show a multiple.
-        (Some(seen), Some(chain))
-            if seen >= u64::from(chain) && seen.is_multiple_of(u64::from(chain.max(1))) =>
+        (Some((seen, of)), Some(chain))
+            if of < ENOUGH && seen >= u64::from(chain) && seen.is_multiple_of(u64::from(chain.max(1))) =>
         {
             Some(chain)
         }
-        (Some(seen), _) => u32::try_from(seen).ok().filter(|mib| *mib > 0),
+        (Some((seen, _)), _) => u32::try_from(seen).ok().filter(|mib| *mib > 0),
         (None, chain) => chain,
     }
 }

@@ -35,6 +35,10 @@ impl DirectorySource {
 
 #[async_trait]
 impl Source for DirectorySource {
+    fn root(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
     async fn open(&mut self) -> Result<Pinned, SourceError> {
         let path = self.path.clone();
         let (pinned, seen) = blocking(move || {

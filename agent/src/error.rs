@@ -229,16 +229,27 @@ pub enum SourceError {
         /// Of mongod.
         version: String,
     },
-    /// Somebody else's backup cursor.
+    /// Somebody else's backup cursor, or lock.
     #[error(
-        "another backup cursor was open on {node} for {seconds} s: another backup runs there, or a new member copies \
-         its files from it (initial sync); try again later"
+        "{node} could open no backup cursor for {seconds} s ({reason}): another backup runs there, or was killed a short \
+         while ago, or a new member copies its files from it (initial sync); try again later"
     )]
     CursorBusy {
         /// host:port
         node: String,
         /// How long we waited.
         seconds: u64,
+        /// What the server said last.
+        reason: String,
+    },
+    /// The lock is not to be had while somebody's backup cursor is open.
+    #[error(
+        "a backup cursor is open on {node}, so it cannot be locked: another backup runs there, or was killed a short while \
+         ago, or a new member copies its files from it (initial sync); try again later"
+    )]
+    CursorOpen {
+        /// host:port
+        node: String,
     },
     /// The server has checkpoints, or an oplog that rolls over, faster than it can open a cursor.
     #[error(
@@ -305,6 +316,7 @@ impl SourceError {
             | AlreadyLocked { .. }
             | LockTimeout { .. }
             | CursorBusy { .. }
+            | CursorOpen { .. }
             | CursorConflict { .. } => ErrorKind::Busy,
             Changed { .. } | Lost { .. } | CursorLost { .. } => ErrorKind::Lost,
             Unreachable { .. } => ErrorKind::Unreachable,

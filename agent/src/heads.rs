@@ -18,12 +18,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::source::Head;
 
-/// Of each node. No server remembers more.
+/// Of each member: two sets may have members at the same address, seen from two machines. No server remembers more.
 const HEADS_OF_A_NODE: usize = 2;
 
-/// So many of the newest snapshots are searched, unless all that the index remembers is met before; and more until one
-/// of the replica set is met.
+/// So many of the newest snapshots are searched, and more until one of the replica set is met.
 const SEARCHED: usize = 64;
+
+/// So many are enough if the newest that the index remembers is among them: what other machines took of the same member
+/// is not far away.
+const SEARCHED_WITH_INDEX: usize = 16;
 
 /// Snapshots that the index remembers of a replica set: a node that was left long ago falls out.
 const REMEMBERED: usize = 32;
@@ -32,6 +35,7 @@ const REMEMBERED: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Remembered {
     node: String,
+    replset_id: String,
     snapshot: SnapshotName,
 }
 
@@ -55,12 +59,15 @@ pub(crate) fn remember(index: &Index, doc: &SnapshotDoc) {
         known.retain(|known| known.snapshot != doc.name);
         known.push(Remembered {
             node: head.node.clone(),
+            replset_id: head.replset_id.clone(),
             snapshot: doc.name.clone(),
         });
         known.sort_by(|a, b| b.snapshot.cmp(&a.snapshot));
         let mut of_node = HashMap::new();
         known.retain(|known| {
-            let count: &mut usize = of_node.entry(known.node.clone()).or_default();
+            let count: &mut usize = of_node
+                .entry((known.node.clone(), known.replset_id.clone()))
+                .or_default();
             *count += 1;
             *count <= HEADS_OF_A_NODE
         });
@@ -71,16 +78,6 @@ pub(crate) fn remember(index: &Index, doc: &SnapshotDoc) {
     }
 }
 
-/// From which snapshot on nothing that is older can be news: the oldest of those that are the newest of their node.
-fn searched_enough(known: &[Remembered]) -> Option<&SnapshotName> {
-    let mut newest: HashMap<&str, &SnapshotName> = HashMap::new();
-    for known in known {
-        let of_node = newest.entry(&known.node).or_insert(&known.snapshot);
-        *of_node = (*of_node).max(&known.snapshot);
-    }
-    newest.into_values().min()
-}
-
 /// The ends of chains in the snapshots of a replica set, newest first, two of each node. Damaged snapshots are passed
 /// over. Besides those of the listing, a request for each snapshot that is searched.
 ///
@@ -88,7 +85,7 @@ fn searched_enough(known: &[Remembered]) -> Option<&SnapshotName> {
 /// The storage's.
 pub(crate) async fn heads(repo: &Repository, index: &Index, replset: &str) -> Result<Vec<Head>, RepoError> {
     let known = remembered(index, replset);
-    let enough = searched_enough(&known);
+    let newest = known.iter().map(|known| &known.snapshot).max();
     let mut found: BTreeMap<SnapshotName, ChainHead> = BTreeMap::new();
     let head_of = |doc: SnapshotDoc| {
         let set = doc.replsets.into_iter().find(|set| set.name == replset)?;
@@ -102,7 +99,8 @@ pub(crate) async fn heads(repo: &Repository, index: &Index, replset: &str) -> Re
             found.extend(head_of(*doc));
         }
         passed += 1;
-        if enough.is_some_and(|enough| name <= *enough) || passed >= SEARCHED && !found.is_empty() {
+        let met = passed >= SEARCHED_WITH_INDEX && newest.is_some_and(|newest| name <= *newest);
+        if met || passed >= SEARCHED && !found.is_empty() {
             break;
         }
     }
@@ -117,11 +115,12 @@ pub(crate) async fn heads(repo: &Repository, index: &Index, replset: &str) -> Re
             Err(e) => return Err(e),
         }
     }
-    let mut of_node: HashMap<String, usize> = HashMap::new();
+    let mut of_node: HashMap<(String, String), usize> = HashMap::new();
     let newest_first = found.into_iter().rev();
     Ok(newest_first
         .filter(|(_, head)| {
-            let count = of_node.entry(head.node.clone()).or_default();
+            let member = (head.node.clone(), head.replset_id.clone());
+            let count = of_node.entry(member).or_default();
             *count += 1;
             *count <= HEADS_OF_A_NODE
         })

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use pbmfs_dbpath::LeftOutReason;
@@ -27,6 +27,11 @@ pub trait Source: Send {
     /// knows of no increments need not be asked.
     async fn replset(&mut self) -> Result<Option<String>, SourceError> {
         Ok(None)
+    }
+
+    /// The directory of the files, if it is known before anything is pinned.
+    fn root(&self) -> Option<&Path> {
+        None
     }
 
     /// What `open` is to pin; only sources that can take increments care.
@@ -241,7 +246,7 @@ pub struct ChainInfo {
     pub step: ChainStep,
     /// The snapshot since which the changes are, of an increment.
     pub source_snapshot: Option<String>,
-    /// Why everything was read although an increment was asked for.
+    /// Why everything was read, if a chain was asked for and it is not its base.
     pub reason: Option<String>,
     /// Granularity in MiB in which the server names changes; of a base what was asked for, of an increment what its
     /// ranges show.

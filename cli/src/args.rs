@@ -142,7 +142,7 @@ pub struct Backup {
     #[arg(long, value_name = "DIR")]
     pub dbpath: Option<PathBuf>,
     /// Take this member, primary or not
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "dbpath")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "dbpath", value_parser = crate::format::parse_node)]
     pub node: Option<String>,
     /// Where the member's dbPath is seen from here, if not where the server says
     #[arg(long, value_name = "DIR", conflicts_with = "dbpath")]
@@ -163,11 +163,13 @@ pub struct Backup {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = crate::format::parse_index_memory)]
     pub index_memory: u64,
     /// Longest wait for the lock, for another backup cursor to be closed, and for the journal to be complete
+    // The longest that a server takes in milliseconds.
     #[arg(
         long,
         value_name = "SECONDS",
         default_value_t = 120,
-        conflicts_with = "dbpath"
+        conflicts_with = "dbpath",
+        value_parser = clap::value_parser!(u64).range(1..=2_147_483)
     )]
     pub lock_timeout: u64,
 }

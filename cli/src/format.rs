@@ -58,6 +58,22 @@ pub fn parse_index_memory(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of things: `1 pack`, `2 packs`.
+pub fn count(number: u64, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Reads `host:port`, or a host.
+pub fn parse_node(text: &str) -> Result<String, String> {
+    let sound = !text.is_empty()
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "/,@?".contains(c));
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err("it is not host:port".to_owned())
+    }
+}
+
 /// A size with two digits behind the point, in decimal units, as PBM prints it: `139.82MB`.
 pub fn size(bytes: u64) -> String {
     let (name, factor) = UNITS[..5]

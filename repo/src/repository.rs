@@ -1,6 +1,7 @@
 //! A repository: making one, opening one, and finding snapshots in it.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt, TryStreamExt, future, stream};
@@ -333,8 +334,19 @@ impl Repository {
         wanted: impl Fn(&SnapshotDoc) -> bool,
         on_damage: impl Fn(RepoError) -> Result<()>,
     ) -> Result<Option<SnapshotDoc>> {
+        // Most often the first is it; if it is not, as for a replica set that is new here, all are read.
+        const ONE_BY_ONE: usize = 2;
+        let mut names = self.candidates().await?;
+        names.reverse();
+        let rest = names.split_off(names.len().min(ONE_BY_ONE));
+        let read = |name: SnapshotName| async move {
+            let committed = self.committed(&name).await;
+            (name, committed)
+        };
+        let first = stream::iter(names).map(read).buffered(1);
+        let mut committed = pin!(first.chain(stream::iter(rest).map(read).buffered(AT_ONCE)));
         let mut best: Option<Box<SnapshotDoc>> = None;
-        for name in self.candidates().await?.into_iter().rev() {
+        while let Some((name, committed)) = committed.next().await {
             let at_most = name.moment().as_second();
             if best
                 .as_ref()
@@ -342,7 +354,7 @@ impl Repository {
             {
                 break;
             }
-            match self.committed(&name).await {
+            match committed {
                 Ok(Some(Committed::Snapshot(doc))) if wanted(&doc) => {
                     if best.as_ref().is_none_or(|best| doc.started > best.started) {
                         best = Some(doc);

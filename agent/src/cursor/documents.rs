@@ -16,6 +16,9 @@ use pbmfs_repo::files::is_sound_path;
 use crate::node::server::integer;
 use crate::source::{SourceFile, Timestamp};
 
+/// Where Percona Server keeps the keys of encryption at rest.
+const KEYS: &str = "key.db/";
+
 /// The first document.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Metadata {
@@ -96,13 +99,16 @@ impl Listed {
         let (size, offset, length) = (number("fileSize")?, number("offset")?, number("length")?);
         let table = is_wiredtiger_table(&path);
         let file = self.files.entry(path.clone()).or_default();
-        if file.size.is_some() && size.is_some() && file.size != size {
-            return Err(format!("{path} has two sizes"));
-        }
-        file.size = file.size.or(size);
+        // A server looks when it makes the document, and a file may grow meanwhile, never shrink: all that lives at the
+        // checkpoint lies within each of the lengths.
+        file.size = match (file.size, size) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
         match (offset, length) {
-            // Only tables have granules; what else is listed is small, or a log.
-            _ if !incremental || !table => file.whole = true,
+            // Only tables have granules; what else is listed is small, or a log. The keys of encryption at rest are few,
+            // and nothing could be read without them: they are not left to anybody's book-keeping.
+            _ if !incremental || !table || path.starts_with(KEYS) => file.whole = true,
             (None | Some(0), None | Some(0)) => {}
             // Not in granules: WiredTiger's own tables always are.
             (Some(0), length) if length == size => file.whole = true,
@@ -117,13 +123,14 @@ impl Listed {
         Ok(())
     }
 
-    /// Granularity of the ranges in bytes: the greatest that all of them fit. None if there is no range.
-    pub fn granularity(&self) -> Option<u64> {
-        let numbers = self.files.values().flat_map(|file| &file.ranges);
-        numbers
-            .flat_map(|range| [range.start, range.end - range.start])
-            .filter(|n| *n > 0)
-            .reduce(gcd)
+    /// Granularity of the ranges in bytes: the greatest that all of them fit; and of how many ranges it is told. Of few it
+    /// may be a multiple of the true one. None if there is no range.
+    pub fn granularity(&self) -> Option<(u64, usize)> {
+        let ranges = self.files.values().flat_map(|file| &file.ranges);
+        let count = ranges.clone().count();
+        let numbers = ranges.flat_map(|range| [range.start, range.end - range.start]);
+        let greatest = numbers.filter(|n| *n > 0).reduce(gcd)?;
+        Some((greatest, count))
     }
 
     /// Bytes inside the ends of these files that were named. Of journal files the server tells no sizes.

@@ -18,8 +18,19 @@ const NO_SUCH_STAGE: i32 = 40324;
 const CURSOR_EXISTS: i32 = 50886;
 /// A checkpoint took place while the cursor was opened.
 const CHECKPOINT_CONFLICT: i32 = 50915;
+/// The server is locked by somebody's fsyncLock.
+const FSYNC_LOCKED: i32 = 50887;
+/// Percona Server copies its files elsewhere at the moment (`createBackup`).
+const HOT_BACKUP: i32 = 29098;
 /// The oplog rolled over while the cursor was opened.
 const OPLOG_ROLLED_OVER: i32 = 50917;
+/// What passes by itself and says nothing of any history: the server changes its state, was interrupted, or had no
+/// time. LockTimeout, MaxTimeMSExpired, host and network errors, ShutdownInProgress, PrimarySteppedDown,
+/// ExceededTimeLimit, NotWritablePrimary and its kin, InterruptedAtShutdown, Interrupted,
+/// InterruptedDueToReplStateChange, NotPrimaryOrSecondary, NotYetInitialized; out of disk or descriptors.
+const PASSING: [i32; 20] = [
+    6, 7, 24, 50, 89, 91, 94, 112, 133, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031,
+];
 
 /// How often an opening that collided is repeated; PBM's number.
 const ATTEMPTS: u32 = 10;
@@ -177,11 +188,7 @@ impl Opener<'_> {
             doc! {"$backupCursor": options}
         };
         let (mut cursor, first, attempt) = self.patiently(stage).await?;
-        let read = async {
-            let documents = cursor.drain(first).await.map_err(|f| f.on(self.node()))?;
-            self.understand(&documents, since.is_some())
-        };
-        match read.await {
+        match self.understand(&mut cursor, first, since.is_some()).await {
             // It passed over the options, and will remember nothing.
             Ok((metadata, listed)) if step.is_some() && !metadata.incremental => Ok(Opened {
                 cursor,
@@ -221,25 +228,27 @@ impl Opener<'_> {
         format!("{}.{tried}.{attempt}", self.wanted.name)
     }
 
-    fn understand(
+    /// Reads what the cursor tells.
+    async fn understand(
         &self,
-        documents: &[Document],
+        cursor: &mut RawCursor,
+        first: Vec<Document>,
         incremental: bool,
     ) -> Result<(Metadata, Listed), SourceError> {
         let strange = |what| SourceError::CursorDocument {
             node: self.node().into(),
             what,
         };
-        let (first, rest) = documents
-            .split_first()
-            .ok_or_else(|| strange("it has no documents".into()))?;
-        let metadata = Metadata::read(first).map_err(strange)?;
-        let mut listed = Listed::default();
-        for document in rest {
-            listed
-                .add(document, &metadata.dbpath, incremental && metadata.incremental)
-                .map_err(strange)?;
-        }
+        let (mut metadata, mut listed) = (None::<Metadata>, Listed::default());
+        let taken = cursor.drain(first, |document| {
+            match &metadata {
+                Some(known) => listed.add(document, &known.dbpath, incremental && known.incremental)?,
+                None => metadata = Some(Metadata::read(document)?),
+            }
+            Ok(())
+        });
+        taken.await.map_err(|f| f.on(self.node()))?.map_err(strange)?;
+        let metadata = metadata.ok_or_else(|| strange("it has no documents".into()))?;
         if listed.files.is_empty() {
             return Err(strange("it names no file".into()));
         }
@@ -274,20 +283,28 @@ impl Opener<'_> {
                     }
                 }
                 CommandFailure::Refused {
-                    code: CURSOR_EXISTS, ..
+                    code: CURSOR_EXISTS | FSYNC_LOCKED | HOT_BACKUP,
+                    reason,
+                    ..
                 } => {
                     if started.elapsed() >= self.options.patience {
                         return Err(NotOpened::Failed(SourceError::CursorBusy {
                             node: self.node().into(),
                             seconds: self.options.patience.as_secs(),
+                            reason: reason.clone(),
                         }));
                     }
                     if attempt == 0 {
                         tracing::info!(
-                            "another backup cursor is open on {}: waiting for its end",
+                            "{} cannot open a backup cursor yet, it is waited for: {reason}",
                             self.node()
                         );
                     }
+                }
+                CommandFailure::Refused { code, .. }
+                    if PASSING.contains(code) && collisions + 1 < ATTEMPTS =>
+                {
+                    collisions += 1;
                 }
                 CommandFailure::Refused {
                     code: NO_SUCH_STAGE, ..
@@ -297,7 +314,9 @@ impl Opener<'_> {
                         version: self.info.mongod_version.clone().unwrap_or_else(|| "?".into()),
                     }));
                 }
-                CommandFailure::Refused { reason, .. } => return Err(NotOpened::NoHistory(reason.clone())),
+                CommandFailure::Refused { code, reason, .. } if !PASSING.contains(code) => {
+                    return Err(NotOpened::NoHistory(reason.clone()));
+                }
                 _ => {
                     let failure = stage_failure(failure, "$backupCursor");
                     return Err(NotOpened::Failed(failure.on(self.node())));

@@ -8,16 +8,26 @@ use mongodb::bson::{Bson, Document, doc};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::SourceError;
-use crate::node::server::{CommandFailure, Server};
+use crate::node::server::{CommandFailure, REFUSED, Server};
 
 /// Longest time for an answer of the cursor: opening it makes the server flush, and may wait for a checkpoint.
 const ANSWER: Duration = Duration::from_secs(120);
 
-/// Longest time for a sign of life.
+/// Longest time for a sign of life, after which it is asked for once more.
 const BEAT_ANSWER: Duration = Duration::from_secs(20);
+
+/// How long a cursor may give no sign of life. Half of what a server waits before it closes one that nobody asks
+/// (`cursorTimeoutMillis`), so what is asked for last is asked for in time.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// A connection that breaks so often in a row, each time at once, has no server behind it.
+const BROKEN: u32 = 4;
+
+/// Another getMore of the cursor is being answered: it is there.
+const CURSOR_IN_USE: i32 = 12051;
 
 /// Namespace of cursors that belong to no collection.
 const COLLECTIONLESS: &str = "$cmd.aggregate";
@@ -104,16 +114,25 @@ impl RawCursor {
         Ok(documents)
     }
 
-    /// Everything that a cursor has to say; for those that stay open, everything for now.
-    pub async fn drain(&mut self, mut documents: Vec<Document>) -> Result<Vec<Document>, CommandFailure> {
-        while self.is_open() {
-            let more = self.more(ANSWER).await?;
-            if more.is_empty() {
-                break;
+    /// Hands out everything that a cursor has to say, beginning with what it said when it was opened; of one that stays
+    /// open, everything for now. A large server has millions of documents: no more than a batch is in memory.
+    pub async fn drain(
+        &mut self,
+        mut documents: Vec<Document>,
+        mut take: impl FnMut(&Document) -> Result<(), String>,
+    ) -> Result<Result<(), String>, CommandFailure> {
+        loop {
+            if let Err(strange) = documents.iter().try_for_each(&mut take) {
+                return Ok(Err(strange));
             }
-            documents.extend(more);
+            if !self.is_open() {
+                return Ok(Ok(()));
+            }
+            documents = self.more(ANSWER).await?;
+            if documents.is_empty() {
+                return Ok(Ok(()));
+            }
         }
-        Ok(documents)
     }
 
     /// Whether the server still has it.
@@ -157,13 +176,14 @@ fn batch(reply: &Document, key: &str) -> Result<(i64, Vec<Document>), CommandFai
     })
 }
 
-/// Journal files that exist when everything up to `timestamp` is in them, as the server names them.
+/// Hands out the journal files that exist when everything up to `timestamp` is in them, as the server names them.
 pub(crate) async fn extend(
     server: &Server,
     backup_id: &Bson,
     timestamp: Bson,
     limit: Duration,
-) -> Result<Vec<Document>, CommandFailure> {
+    take: impl FnMut(&Document) -> Result<(), String>,
+) -> Result<Result<(), String>, CommandFailure> {
     let mut session = server.session().await?;
     let stage = doc! {"$backupCursorExtend": {"backupId": backup_id, "timestamp": timestamp}};
     let millis = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
@@ -177,11 +197,11 @@ pub(crate) async fn extend(
         id,
         closing: Closing::default(),
     };
-    let documents = cursor.drain(documents).await?;
+    let taken = cursor.drain(documents, take).await?;
     if let Err(failure) = cursor.kill().await {
         tracing::debug!(%failure, "while closing the cursor of $backupCursorExtend");
     }
-    Ok(documents)
+    Ok(taken)
 }
 
 /// A cursor that is kept alive. Dropped, it is closed in the background.
@@ -223,7 +243,7 @@ impl Kept {
         let (stop, stopped) = oneshot::channel();
         let lost = Arc::new(Mutex::new(None));
         let closing = cursor.closing.clone();
-        let task = tokio::spawn(keep(cursor, every, stopped, lost.clone()));
+        let task = tokio::spawn(keep(cursor, node.clone(), every, stopped, lost.clone()));
         Self {
             node,
             lost,
@@ -259,27 +279,53 @@ impl Kept {
 
 async fn keep(
     mut cursor: RawCursor,
+    node: String,
     every: Duration,
     mut stopped: oneshot::Receiver<()>,
     lost: Arc<Mutex<Option<String>>>,
 ) -> Result<(), String> {
+    let (mut stopping, mut answered, mut broken) = (false, Instant::now(), 0);
     loop {
-        let last = timeout(every, &mut stopped).await.is_ok();
+        if stopping {
+            sleep(every).await;
+        } else {
+            stopping = timeout(every, &mut stopped).await.is_ok();
+        }
+        let asked = Instant::now();
         let reason = match cursor.more(BEAT_ANSWER).await {
             Ok(_) if cursor.is_open() => None,
             Ok(_) => Some("the server closed it".to_owned()),
             Err(CommandFailure::Refused { code: 43, .. }) => {
                 Some("the server does not know it any more".into())
             }
+            Err(CommandFailure::Refused {
+                code: CURSOR_IN_USE, ..
+            }) => None,
+            // Only the answer is lost, as far as anybody knows.
+            Err(CommandFailure::Unreachable { reason }) if reason != REFUSED => {
+                broken = if asked.elapsed() < BEAT_ANSWER {
+                    broken + 1
+                } else {
+                    0
+                };
+                if broken < BROKEN && answered.elapsed() < SILENCE {
+                    tracing::warn!(
+                        "{node} did not answer for the backup cursor ({reason}): it is asked again"
+                    );
+                    continue;
+                }
+                Some(reason)
+            }
             Err(failure) => Some(failure.to_string()),
         };
+        (answered, broken) = (Instant::now(), 0);
         if let Some(reason) = reason {
             *lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
             // It may be there still, if only the answer was lost.
             let _ = cursor.kill().await;
             return Err(reason);
         }
-        if last {
+        if stopping {
             break;
         }
     }

@@ -31,6 +31,12 @@ const REFUSED_MEANS_GONE: Duration = Duration::from_secs(3);
 /// How long an unanswering server (stopped in a debugger, say) is waited for before its lock is given up.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// fsyncLock and an open backup cursor exclude each other.
+const CURSOR_FORBIDS: i32 = 50884;
+
+/// The reason of an [`CommandFailure::Unreachable`] server that does not run: nobody listens.
+pub(crate) const REFUSED: &str = "connection refused";
+
 /// Why a command failed, in a form that crosses the pipe between guard and parent. Never holds the connection
 /// string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +72,9 @@ impl CommandFailure {
             Self::WrongPassword => SourceError::WrongPassword { node },
             Self::NotAllowed { command } => SourceError::NotAllowed { node, command },
             Self::Unreachable { reason } => SourceError::Unreachable { node, reason },
+            Self::Refused {
+                code: CURSOR_FORBIDS, ..
+            } => SourceError::CursorOpen { node },
             Self::Refused { command, reason, .. } => SourceError::Command {
                 node,
                 command,

@@ -67,6 +67,16 @@ pub async fn run(global: &Global, args: Backup) -> Result<Outcome, Failure> {
             "a directory cannot tell what changed in it: leave out -t incremental; only new blocks are stored anyway",
         ));
     }
+    if args.record_hashes && args.method == Method::Cursor {
+        return Err(Failure::usage(
+            "--record-hashes reads all documents under fsyncLock: leave it out, or say --method lock",
+        ));
+    }
+    if args.block_size.is_some() && (backup_type == BackupType::Physical || args.method == Method::Lock) {
+        return Err(Failure::usage(
+            "--block-size is how a server names what changed, for increments through $backupCursor alone",
+        ));
+    }
     let cancel = cancel_on_signal();
     let opened = open::repository(global).await?;
     // An eighth of the memory is the repository's cache.
@@ -160,7 +170,7 @@ fn summary(doc: &SnapshotDoc) -> Vec<String> {
     let full = chains(doc).filter(|chain| chain.step == ChainStep::FullRead);
     out.extend(
         full.filter_map(|chain| chain.reason)
-            .map(|reason| format!("  everything was read although an increment was asked for: {reason}")),
+            .map(|reason| format!("  everything was read: {reason}")),
     );
     out
 }

@@ -18,7 +18,7 @@ fn a_full_read_tells_why() {
 snapshot 2022-11-25T14:13:43Z
   66 files, 1.31MB read in 7.5s (174.76KB/s)
   20 of 25 blocks are new, 1.20MB; 139.82MB stored
-  everything was read although an increment was asked for: the chain was with db2:27017, this is db1:27017";
+  everything was read: the chain was with db2:27017, this is db1:27017";
     assert_eq!(summary(&full_read()).join("\n"), expected);
     assert_eq!(summary(&snapshot("physical", Value::Null)).len(), 3);
 }

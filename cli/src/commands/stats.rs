@@ -185,9 +185,9 @@ fn cells(name: String, usage: &Use) -> [String; 7] {
 
 fn contents(contents: &Contents) -> String {
     format!(
-        "the repository holds {} snapshots in {} packs, {}, of which no snapshot uses {}",
-        contents.snapshots,
-        contents.packs,
+        "the repository holds {} in {}, {}, of which no snapshot uses {}",
+        format::count(contents.snapshots, "snapshot"),
+        format::count(contents.packs, "pack"),
         format::size(contents.bytes_packs),
         format::size(contents.bytes_unused)
     )
