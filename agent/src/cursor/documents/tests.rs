@@ -114,9 +114,27 @@ fn what_makes_no_sense_is_refused() {
             "{document}"
         );
     }
-    let two_sizes = [
-        doc! {"filename": "/data/db/a.wt", "fileSize": 1},
-        doc! {"filename": "a.wt", "fileSize": 2},
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_listed_counts_as_short_as_it_was() {
+    let documents = [
+        doc! {"filename": "/data/db/a.wt", "fileSize": 5000, "offset": 0, "length": 1 << 20},
+        doc! {"filename": "/data/db/a.wt", "fileSize": 4096, "offset": 1 << 20, "length": 1 << 20},
+        doc! {"filename": "a.wt", "fileSize": 9000, "offset": 2 << 20, "length": 1 << 20},
     ];
-    assert!(listed(true, &two_sizes).is_err());
+    let listed = listed(true, &documents).unwrap();
+    assert_eq!(listed.files["a.wt"].size, Some(4096));
+    assert_eq!(listed.files["a.wt"].ranges.len(), 3);
+}
+
+#[test]
+fn the_keys_of_encryption_are_read_whatever_is_said_of_them() {
+    let documents = [
+        doc! {"filename": "/data/db/key.db/table.wt", "fileSize": 4096, "offset": 0, "length": 0},
+        doc! {"filename": "/data/db/table.wt", "fileSize": 4096, "offset": 0, "length": 0},
+    ];
+    let listed = listed(true, &documents).unwrap();
+    assert!(listed.files["key.db/table.wt"].whole);
+    assert!(!listed.files["table.wt"].whole);
 }
