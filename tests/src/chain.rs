@@ -17,13 +17,23 @@ use crate::{
 
 /// A set whose members are behind backup-cursor servers, with data in it.
 pub async fn live_set(place: &Path, members: usize, spec: &DataSpec) -> (ReplSet, Client) {
+    live_set_with(place, members, spec, CursorServerOptions::default()).await
+}
+
+/// The same, with servers of this kind.
+pub async fn live_set_with(
+    place: &Path,
+    members: usize,
+    spec: &DataSpec,
+    servers: CursorServerOptions,
+) -> (ReplSet, Client) {
     let mongod = MongodOptions {
         oplog_mb: 512,
         ..MongodOptions::default()
     };
     let options = ReplSetOptions::of("rs0", members)
         .mongod(mongod)
-        .with_cursor_servers(CursorServerOptions::default());
+        .with_cursor_servers(servers);
     let set = ReplSet::start(place, options).await.unwrap();
     let client = set.client().await.unwrap();
     data::load(&client, spec).await.unwrap();

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where its preparation does")]
 
+use std::time::Duration;
+
 use mongodb::Client;
 use pbmfs_tests::{
-    DataSpec, MongodOptions, PbmFs, ReplSet,
-    chain::{BASE, INCREMENT, live_set, take},
+    CursorServerOptions, DataSpec, MongodOptions, PbmFs, ReplSet,
+    chain::{BASE, INCREMENT, live_set, live_set_with, take},
     cli::text,
     compare,
     cursor_server::{Fault, Oddities, When},
@@ -13,6 +15,9 @@ use pbmfs_tests::{
 };
 use rustix::process::Signal;
 use tempfile::{TempDir, tempdir};
+
+/// More patience than anybody has who waits for an answer of the cursor.
+const LONG: Duration = Duration::from_secs(25);
 
 struct Rig {
     place: TempDir,
@@ -165,7 +170,7 @@ async fn a_backup_that_is_stopped_closes_its_cursor() {
         .pbmfs
         .start(&["-q", "backup", "--uri", &uri, "-t", "incremental"]);
     while !rig.set.cursor_servers()[0].is_open() {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     backup.signal(Signal::INT);
     let ran = tokio::task::spawn_blocking(|| backup.wait()).await.unwrap();
@@ -233,4 +238,60 @@ async fn a_server_without_the_stage_is_locked_instead() {
     )
     .await;
     rig.works().await;
+}
+
+/// A cursor belongs to the server and to its session: what happens to an answer, or to the connection, is no reason to
+/// give up what is still there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stalled_answer_loses_no_cursor() {
+    let mut rig = Rig::new().await;
+    // The first getMore asks for more documents. Nobody waits longer than 20 s for a sign of life.
+    let faults = rig.set.cursor_servers()[0].faults();
+    faults.inject_after(1, When::GetMore, Fault::Delay(LONG), 1);
+    rig.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cursor_that_is_busy_is_not_lost() {
+    let mut rig = Rig::new().await;
+    let faults = rig.set.cursor_servers()[0].faults();
+    faults.inject_after(1, When::GetMore, Fault::Stall(LONG), 1);
+    rig.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_connection_that_breaks_loses_no_cursor() {
+    let mut rig = Rig::new().await;
+    let faults = rig.set.cursor_servers()[0].faults();
+    faults.inject_after(1, When::GetMore, Fault::HangUp, 1);
+    rig.works().await;
+}
+
+/// They are not given twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn documents_that_were_lost_on_their_way_end_the_backup() {
+    let place = tempdir().unwrap();
+    let spec = DataSpec::megabytes(5);
+    let servers = CursorServerOptions {
+        batch: 10,
+        ..CursorServerOptions::default()
+    };
+    let (set, client) = live_set_with(place.path(), 1, &spec, servers).await;
+    let pbmfs = PbmFs::init(place.path().join("repo"));
+    take(&pbmfs, &set.uri(), BASE).await;
+    let mut rig = Rig {
+        place,
+        set,
+        client,
+        pbmfs,
+        spec,
+        round: 0,
+    };
+    for fault in [Fault::HangUp, Fault::LoseCursor, Fault::Fail(43)] {
+        rig.change().await;
+        let faults = rig.set.cursor_servers()[0].faults();
+        faults.inject_after(1, When::GetMore, fault, 1);
+        rig.fails(1, &[], &[]).await;
+        rig.works().await;
+    }
 }

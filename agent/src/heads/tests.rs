@@ -47,10 +47,15 @@ impl Place {
 
     /// Commits a snapshot of a replica set without files. `here` says whether this machine took it.
     async fn snapshot(&mut self, replset: &str, node: Option<&str>, here: bool) -> SnapshotName {
+        self.snapshot_of(replset, "id", node, here).await
+    }
+
+    /// The same, with the set's id.
+    async fn snapshot_of(&mut self, replset: &str, id: &str, node: Option<&str>, here: bool) -> SnapshotName {
         let session = self.session().await;
         let head = node.map(|node| ChainHead {
             node: node.into(),
-            replset_id: "id".into(),
+            replset_id: id.into(),
             this_backup_name: format!("backup-{}", self.second),
             block_size: 1,
             checkpoint_ts: (1, 1),
@@ -171,4 +176,49 @@ async fn an_index_spares_reading_old_snapshots() {
     assert_eq!(without, SEARCHED as u64);
     // Those that are read ahead.
     assert!(with <= 20, "{with} objects were read");
+}
+
+/// Each on a machine of its own, which calls its member by the same address.
+#[tokio::test]
+async fn two_sets_of_one_name_and_one_address_are_two() {
+    for here in [true, false] {
+        let mut place = Place::new().await;
+        let mut all = Vec::new();
+        for id in ["daily", "daily", "daily", "hourly", "hourly", "hourly"] {
+            let node = Some("localhost:27017");
+            all.push(place.snapshot_of("rs0", id, node, here).await);
+        }
+        let wanted = [&all[5], &all[4], &all[2], &all[1]].map(Clone::clone);
+        assert_eq!(place.heads("rs0").await.0, wanted, "remembered: {here}");
+        place.lose_the_index();
+        assert_eq!(place.heads("rs0").await.0, wanted, "searched for");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_remembers_the_set_that_it_takes_seldom() {
+    let mut place = Place::new().await;
+    let node = Some("localhost:27017");
+    let daily = place.snapshot_of("rs0", "daily", node, true).await;
+    let mut hourly = Vec::new();
+    for _ in 0..SEARCHED + 20 {
+        hourly.push(place.snapshot_of("rs0", "hourly", node, true).await);
+    }
+    let newest = hourly.iter().rev().take(HEADS_OF_A_NODE).cloned();
+    let wanted: Vec<_> = newest.chain([daily]).collect();
+    assert_eq!(place.heads("rs0").await.0, wanted);
+}
+
+#[tokio::test]
+async fn a_member_that_was_left_costs_no_search_each_time() {
+    let mut place = Place::new().await;
+    let left = place.snapshot("rs0", Some("old:1"), true).await;
+    let mut since = Vec::new();
+    for _ in 0..100 {
+        since.push(place.snapshot("rs0", Some("new:1"), true).await);
+    }
+    let (found, reads) = place.heads("rs0").await;
+    assert_eq!(found, [since[99].clone(), since[98].clone(), left]);
+    // Those that are read ahead, and the one that is remembered.
+    assert!(reads <= 21, "{reads} objects were read");
 }

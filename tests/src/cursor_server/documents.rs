@@ -17,9 +17,10 @@ pub enum Style {
     /// length is that of the file.
     #[default]
     Percona,
-    /// Percona Server before that: `filename` and `fileSize` alone, and the stage's options are passed over in silence.
+    /// Percona Server before that: `filename` and `fileSize` alone, and the stage's options are passed over in silence:
+    /// no increments, and metadata do not repeat the options.
     PerconaEarly,
-    /// MongoDB Enterprise: file documents also say `required`, `ns` and `uuid`, and metadata does not repeat the options.
+    /// MongoDB Enterprise: file documents also say `required`, `ns` and `uuid`.
     Enterprise,
     /// Every document has all four fields, and in a base a whole file is 0 and 0.
     Explicit,
@@ -220,7 +221,7 @@ pub(super) fn metadata(id: Uuid, pin: &Pin, options: &BackupOptions, style: Styl
     if let Some(checkpoint) = pin.checkpoint {
         metadata.insert("checkpointTimestamp", checkpoint);
     }
-    if matches!(style, Style::Percona | Style::Explicit) {
+    if style != Style::PerconaEarly {
         metadata.insert("disableIncrementalBackup", options.disable);
         metadata.insert("incrementalBackup", options.incremental);
         metadata.insert("blockSize", options.block_size_mb());
@@ -326,6 +327,7 @@ mod tests {
             file_size: 4096,
             offset,
             length,
+            whole: false,
         };
         let shown = |range, style| file(Path::new("/db"), &range, style);
         let bare = doc! {"filename": "/db/a.wt", "fileSize": 4096_i64};

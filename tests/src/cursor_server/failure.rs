@@ -26,6 +26,8 @@ pub const OTHER_BACKUP: i32 = 29_094;
 pub const NO_REPLICATION: i32 = 29_144;
 /// A getMore on a cursor that is closed.
 pub const CURSOR_NOT_FOUND: i32 = 43;
+/// A getMore on a cursor that is busy with another one.
+pub const CURSOR_IN_USE: i32 = 12_051;
 /// `maxTimeMS` is over.
 pub const TIME_LIMIT: i32 = 50;
 /// Not logged in, or not allowed.
@@ -65,6 +67,7 @@ impl Failure {
             }
             OTHER_BACKUP => "backupId provided to $backupCursorExtend does not match active backup",
             NO_REPLICATION => "Cannot extend backup cursor when replication is not enabled",
+            CURSOR_IN_USE => "cursor already in use",
             TIME_LIMIT => "operation exceeded time limit",
             INTERRUPTED => "operation was interrupted",
             // What PBM looks for.
@@ -91,6 +94,14 @@ impl Failure {
             INVALID_OPTIONS => "InvalidOptions".to_owned(),
             INTERRUPTED => "Interrupted".to_owned(),
             INTERNAL => "InternalError".to_owned(),
+            CURSOR_IN_USE => "CursorInUse".to_owned(),
+            24 => "LockTimeout".to_owned(),
+            91 => "ShutdownInProgress".to_owned(),
+            189 => "PrimarySteppedDown".to_owned(),
+            10_107 => "NotWritablePrimary".to_owned(),
+            11_600 => "InterruptedAtShutdown".to_owned(),
+            11_602 => "InterruptedDueToReplStateChange".to_owned(),
+            13_436 => "NotPrimaryOrSecondary".to_owned(),
             code => format!("Location{code}"),
         };
         doc! {"ok": 0.0, "errmsg": &self.message, "code": self.code, "codeName": name}

@@ -22,10 +22,18 @@ pub enum Fault {
     /// It is answered with this code; see [`super::failure`]. A cursor that is refused with 50915 or 50917 has used up its
     /// `thisBackupName`, as on a real server.
     Fail(i32),
+    /// It is answered with this code and this text.
+    Refuse(i32, &'static str),
     /// It goes to the real server, which does not know the stage (40324).
     Unsupported,
     /// It is answered later.
     Delay(Duration),
+    /// The cursor is busy with it for so long, whether or not the client waits: another getMore is refused meanwhile
+    /// (12051).
+    Stall(Duration),
+    /// It is carried out, and its connection breaks instead of an answer. The cursor stays, as on a real server; what
+    /// documents it gave are gone.
+    HangUp,
     /// It is not answered before its `maxTimeMS`, or ever.
     Hang,
     /// The cursor is closed first, as `killCursors` of somebody else would do it.

@@ -91,6 +91,8 @@ pub struct NamedRange {
     pub offset: u64,
     /// Its length, which may reach past the file; 0 for a file that did not change.
     pub length: u64,
+    /// Whether it is all of the file, however long that is when it is told.
+    pub whole: bool,
 }
 
 impl NamedRange {
@@ -176,6 +178,7 @@ impl Claim {
         let phantom = |(at, range): (usize, &NamedRange)| NamedRange {
             offset: (range.file_size.div_ceil(self.granularity) + at as u64) * self.granularity,
             length: self.granularity,
+            whole: false,
             ..range.clone()
         };
         compared.enumerate().map(phantom).take(count).collect()
@@ -188,11 +191,17 @@ impl Claim {
             file_size: image.size,
             offset,
             length,
+            whole: false,
         };
         let before = self.source.as_ref().and_then(|source| source.get(file));
         let mut granules: Vec<_> = match before {
             // Made since, and nothing in it yet: named as a file and not by its blocks.
-            None if image.empty => return vec![range(0, image.size)],
+            None if image.empty => {
+                return vec![NamedRange {
+                    whole: true,
+                    ..range(0, image.size)
+                }];
+            }
             None => (0..image.size.div_ceil(self.granularity)).collect(),
             Some(before) => image
                 .changed_since(before)

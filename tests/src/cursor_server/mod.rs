@@ -15,7 +15,10 @@
 //!   the id never becomes 0 (`TailableModeEnum::kTailable` in both servers). It belongs to the server and not to the
 //!   connection: it outlives the connection that opened it, but dies when its session is ended, when nobody asks for
 //!   [`CursorServerOptions::timeout`], and when the real server goes away. A client that hangs up while the cursor is being
-//!   opened leaves none behind. A getMore has to come in the session that opened it (50736–50738).
+//!   opened leaves none behind. A getMore has to come in the session that opened it (50736–50738), from whichever
+//!   connection, and not while another one is under way (12051).
+//! - *The documents* are made in batches of [`CursorServerOptions::batch`] as they are asked for, each with the size that
+//!   its file has then: the scribbled bytes behind the ends show in it, so that a file may have two sizes.
 //! - *Privileges.* Both stages want `fsync` on the cluster, as both servers do; `hostManager` has it, `backup` has not.
 //! - *Increments.* Two names are remembered, in slots that are taken as WiredTiger takes them; the granularity is that of
 //!   the first incremental cursor since history began, refused or not. A range is a whole granule, the last one of a file
@@ -40,7 +43,9 @@
 //! - A cursor in a session times out here as one without a session does; a real server ends it with the session, 30
 //!   minutes after it was last used.
 //! - With Percona, `killCursors` waits for an extend that is under way. Here the extend fails.
-//! - Documents carry the sizes that files had when they were pinned; real servers look when the document is made.
+//! - A getMore without a `batchSize` gives no more than one batch; real servers give what fits into 16 MB.
+//! - A getMore whose client went away has no effect here unless [`Fault::HangUp`] says so. A real server does not see that
+//!   while it works, and keeps the cursor; one that it interrupts for it (279) loses the cursor.
 //!
 //! **Log removal.** `--wiredTigerEngineConfigString=log=(archive=false)` switches it off on 4.4, 5.0 and 6.0 alike
 //! (`remove=false` is known to 6.0 alone). It is not needed for what tests do: a file would have to be filled, followed by a
@@ -51,6 +56,7 @@ mod documents;
 mod extend;
 pub mod failure;
 pub mod faults;
+mod feed;
 mod free_space;
 mod history;
 mod journal;
@@ -75,6 +81,7 @@ use tokio::{runtime::Builder, sync::oneshot};
 
 pub use documents::{BackupOptions, Style};
 pub use faults::{Fault, Faults, Oddities, When};
+pub use feed::GROWTH;
 pub use history::NamedRange;
 pub use scribble::Scribbled;
 pub use server::{Seen, SeenCommand};
@@ -95,6 +102,10 @@ pub struct CursorServerOptions {
     pub style: Style,
     /// How long a cursor lives without a getMore; a mongod's `cursorTimeoutMillis` is ten minutes.
     pub timeout: Duration,
+    /// So many documents are made at a time.
+    pub batch: usize,
+    /// Whether tables grow by [`GROWTH`] from one batch to the next.
+    pub grow: bool,
     /// The seed of the scribbling; `None` leaves the pin alone.
     pub scribble: Option<u64>,
     /// With TLS on both sides, which the real server has to be started with.
@@ -108,6 +119,8 @@ impl Default for CursorServerOptions {
         Self {
             style: Style::Percona,
             timeout: Duration::from_secs(600),
+            batch: feed::BATCH,
+            grow: false,
             scribble: Some(1),
             tls: None,
             place: None,
@@ -205,6 +218,14 @@ impl CursorServer {
             _ => None,
         };
         self.seen().into_iter().filter_map(options).collect()
+    }
+
+    /// How often a client wanted history to be forgotten, by `disableIncrementalBackup`, refused or not.
+    pub fn asked_to_forget(&self) -> usize {
+        self.opened()
+            .iter()
+            .filter(|(options, _)| options.disable)
+            .count()
     }
 
     /// What was named to each backup, by `thisBackupName`; what cursors without a name were told stands under "". The

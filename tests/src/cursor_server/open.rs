@@ -1,7 +1,6 @@
 //! Opening the cursor: what is checked, pinned, named and remembered.
 
 use std::{
-    collections::VecDeque,
     fs,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -13,11 +12,12 @@ use tokio::{io::AsyncReadExt, net::TcpStream, task::AbortHandle};
 use super::{
     documents::{self, BackupOptions, Command, Style},
     failure::{CHECKPOINT_CONFLICT, CURSOR_OPEN, Failure, OPLOG_ROLLED_OVER},
+    feed::Feed,
     history::{Claim, Image, NamedRange},
     journal::Logs,
     pin::{Pin, PinError},
     scribble::Scribbler,
-    server::{FIRST_BATCH, OpenCursor, Server, lock, take},
+    server::{FIRST_BATCH, OpenCursor, Server, lock},
 };
 use crate::error::Doing;
 
@@ -57,26 +57,24 @@ impl Server {
         let pin = Pin::make(&self.upstream, self.place.join(id.to_string())).await?;
         let backup_id = Uuid::new();
         let style = self.options.style;
-        let mut rest = VecDeque::from([documents::metadata(backup_id, &pin, options, style)]);
+        let mut feed = Feed {
+            directory: pin.directory.clone(),
+            style,
+            // In a base some servers give no length, and in a plain backup none does.
+            told: match style {
+                Style::Explicit => options.source_name.is_some(),
+                _ => options.incremental,
+            },
+            batch: self.options.batch.max(1),
+            grow: self.options.grow,
+            named: [].into(),
+            made: [documents::metadata(backup_id, &pin, options, style)].into(),
+            batches: 0,
+        };
         // A cursor that only ends history names no files.
         if !options.disable {
             let ranges = self.ranges(&pin, claim.as_ref());
-            // In a base some servers give no length, and in a plain backup none does.
-            let told = match style {
-                Style::Explicit => options.source_name.is_some(),
-                _ => options.incremental,
-            };
-            rest.extend(ranges.iter().map(|range| {
-                let length = if told { range.length } else { 0 };
-                documents::file(
-                    &pin.directory,
-                    &NamedRange {
-                        length,
-                        ..range.clone()
-                    },
-                    style,
-                )
-            }));
+            feed.named.extend(ranges.iter().cloned());
             let name = options.this_name.clone().unwrap_or_default();
             lock(&self.named).insert(name, ranges);
         }
@@ -98,13 +96,13 @@ impl Server {
             backup_id,
             session: command.session.clone(),
             sentinel: self.sentinel(id, stream),
-            rest,
+            feed,
             used: Instant::now(),
             extended: Logs::new(),
             pin,
             scribbler,
         });
-        let documents = take(&mut cursor.rest, command.batch_size.unwrap_or(FIRST_BATCH));
+        let documents = cursor.feed.next(command.batch_size.unwrap_or(FIRST_BATCH));
         Ok(documents::batch(&command.database, true, id, documents))
     }
 
@@ -115,6 +113,7 @@ impl Server {
             file_size,
             offset: 0,
             length: file_size,
+            whole: true,
         };
         let increment = claim.filter(|claim| claim.has_source());
         let mut ranges = Vec::new();

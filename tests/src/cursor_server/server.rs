@@ -13,8 +13,9 @@ use tokio::{sync::watch, task::AbortHandle};
 use super::{
     CursorServerOptions,
     documents::{self, BackupOptions, Command, Kind},
-    failure::{Failure, INTERNAL, TIME_LIMIT},
+    failure::{CURSOR_IN_USE, Failure, INTERNAL, TIME_LIMIT},
     faults::{Fault, Faults, When},
+    feed::Feed,
     history::{History, NamedRange},
     journal::Logs,
     pin::{Pin, PinError},
@@ -52,7 +53,7 @@ pub(super) struct OpenCursor {
     pub(super) id: i64,
     pub(super) backup_id: Uuid,
     pub(super) session: Option<Bson>,
-    pub(super) rest: VecDeque<Document>,
+    pub(super) feed: Feed,
     pub(super) used: Instant,
     pub(super) extended: Logs,
     pub(super) pin: Pin,
@@ -84,6 +85,8 @@ pub(super) struct Server {
     pub(super) next_id: AtomicI64,
     seen: Mutex<Vec<Seen>>,
     pub(super) named: Mutex<BTreeMap<String, Vec<NamedRange>>>,
+    /// Which cursor is busy with a getMore that does not come to its end, and until when.
+    stalled: Mutex<Option<(i64, Instant)>>,
     /// Counts up when all connections are to be closed.
     pub(super) kick: watch::Sender<u64>,
 }
@@ -116,6 +119,7 @@ impl Server {
             next_id: AtomicI64::new(7_000_000_001),
             seen: Mutex::default(),
             named: Mutex::default(),
+            stalled: Mutex::default(),
             kick: watch::Sender::new(0),
         }
     }
@@ -211,10 +215,25 @@ impl Server {
             Kind::GetMore(_) => Some(When::GetMore),
             Kind::Kill(_) => None,
         };
-        let mut refused = None;
-        match when.and_then(|when| self.faults.hit(when)) {
+        let (mut refused, mut hang_up) = (None, false);
+        let busy = match command.kind {
+            Kind::GetMore(id) => {
+                lock(&self.stalled).is_some_and(|(of, until)| of == id && Instant::now() < until)
+            }
+            _ => false,
+        };
+        match when.and_then(|when| if busy { None } else { self.faults.hit(when) }) {
+            None if busy => refused = Some(Failure::usual(CURSOR_IN_USE)),
             None => {}
             Some(Fault::Fail(code)) => refused = Some(Failure::usual(code)),
+            Some(Fault::Refuse(code, text)) => refused = Some(Failure::new(code, text)),
+            Some(Fault::HangUp) => hang_up = true,
+            Some(Fault::Stall(time)) => {
+                if let Kind::GetMore(id) = command.kind {
+                    *lock(&self.stalled) = Some((id, Instant::now() + time));
+                }
+                tokio::time::sleep(time).await;
+            }
             Some(Fault::Unsupported) => return Answer::Pass,
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
             Some(Fault::Hang) => match limit {
@@ -268,6 +287,9 @@ impl Server {
         });
         let code = result.as_ref().err().map(|failure| failure.code);
         lock(&self.seen).push(Seen { command: seen, code });
+        if hang_up {
+            return Answer::Silence;
+        }
         Answer::Reply(result.unwrap_or_else(|failure| failure.to_reply()))
     }
 
@@ -286,7 +308,7 @@ impl Server {
         check_session(id, cursor.session.as_ref(), command.session.as_ref())?;
         cursor.used = Instant::now();
         // It is tailable: it gives nothing when there is nothing more, and stays.
-        let documents = take(&mut cursor.rest, size);
+        let documents = cursor.feed.next(size);
         Ok(documents::batch(&command.database, false, id, documents))
     }
 
