@@ -14,7 +14,7 @@ use pbmfs_repo::{
     objects::{JsonObject, RepoConfig},
 };
 use pbmfs_tests::{
-    PbmFs,
+    PbmFs, Tree,
     cli::text,
     fixture::{Fixture, says},
     mounted::is_mount_point,
@@ -199,6 +199,87 @@ fn command_lines_that_make_no_sense() {
     assert!(!sentence.contains("topsecret"), "a password: {sentence}");
     before.must_equal(&f.pbmfs.objects());
     assert!(f.pbmfs.leases().is_empty() && f.pbmfs.processes().is_empty());
+}
+
+/// Nobody listens there, and nobody is asked.
+const NOWHERE: &str = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=2000";
+
+#[test]
+fn options_of_a_backup_that_cannot_be_meant() {
+    let f = Fixture::make();
+    let before = f.pbmfs.objects();
+    let uri = ["backup", "--uri", NOWHERE];
+    let longest = "2147483";
+    for args in [
+        &["--lock-timeout", "0"] as &[&str],
+        &["--lock-timeout", "-1"],
+        &["--lock-timeout", "2147484"],
+        &["--lock-timeout", "18446744073709551615"],
+        &["--node", "x y"],
+        &["--node", ""],
+        &["--block-size", "0"],
+    ] {
+        let message = f.pbmfs.refuses_usage(&[&uri, args].concat());
+        says(&message, &[args[0]]);
+    }
+    let increment = ["-t", "incremental"];
+    for (args, words) in [
+        (
+            &["--method", "cursor", "--record-hashes"] as &[&str],
+            &["--record-hashes"] as &[&str],
+        ),
+        (
+            &["--method", "lock", "--block-size", "4"],
+            &["--block-size", "$backupCursor"],
+        ),
+    ] {
+        f.refuses(2, &[&uri, &increment, args].concat(), words);
+        f.refuses(2, &[&uri as &[&str], args].concat(), words);
+    }
+    before.must_equal(&f.pbmfs.objects());
+
+    // What is at the edge is asked for, and nobody answers.
+    for timeout in ["1", longest] {
+        let args = [&uri as &[&str], &["--lock-timeout", timeout]].concat();
+        f.refuses(1, &args, &["no MongoDB server answers"]);
+    }
+}
+
+#[test]
+fn an_index_in_the_repository_or_in_the_source() {
+    let f = Fixture::make();
+    let before = Tree::read(f.place.path()).unwrap();
+    let (repo, source) = (f.path("repo"), f.source.clone());
+    let up = f.path("elsewhere/../repo/index");
+    for index in [
+        repo.clone(),
+        repo.join("index"),
+        repo.join("snapshots/a/b"),
+        up,
+        source.clone(),
+        source.join("index"),
+        source.join("journal/a/b"),
+    ] {
+        let args = ["backup", "--dbpath", text(&source), "--index", text(&index)];
+        f.refuses(2, &args, &["index"]);
+        before.must_equal(&Tree::read(f.place.path()).unwrap());
+    }
+    // By another name.
+    for (name, to) in [("way-to-repo", &repo), ("way-to-source", &source)] {
+        let link = f.path(name);
+        std::os::unix::fs::symlink(to, &link).unwrap();
+        for index in [link.clone(), link.join("index")] {
+            let args = ["backup", "--dbpath", text(&source), "--index", text(&index)];
+            f.refuses(2, &args, &["index"]);
+        }
+        fs::remove_file(&link).unwrap();
+    }
+    before.must_equal(&Tree::read(f.place.path()).unwrap());
+    // A name that begins alike is another place.
+    let beside = f.path("repository-index");
+    f.pbmfs
+        .ok(&["backup", "--dbpath", text(&source), "--index", text(&beside)]);
+    assert!(beside.exists());
 }
 
 #[test]
