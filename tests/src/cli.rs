@@ -397,6 +397,13 @@ impl Ran {
         self
     }
 
+    /// Without the warnings that came before the error.
+    pub fn without_warnings(mut self) -> Self {
+        let lines = self.stderr.lines().filter(|line| !line.contains("Z  WARN "));
+        self.stderr = lines.map(|line| format!("{line}\n")).collect();
+        self
+    }
+
     /// The JSON document on stdout.
     #[track_caller]
     pub fn json(&self) -> Value {
