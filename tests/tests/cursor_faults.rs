@@ -285,7 +285,7 @@ async fn documents_that_were_lost_on_their_way_end_the_backup() {
         spec,
         round: 0,
     };
-    for fault in [Fault::HangUp, Fault::LoseCursor, Fault::Fail(43)] {
+    for fault in [Fault::LoseCursor, Fault::Fail(43), Fault::HangUp] {
         rig.change().await;
         let faults = rig.set.cursor_servers()[0].faults();
         faults.inject_after(1, When::GetMore, fault, 1);

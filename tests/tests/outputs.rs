@@ -419,7 +419,7 @@ async fn an_increment_of_a_community_server() {
     let out = pbmfs.ok(&[&asked[..], &["--method", "lock"]].concat()).stdout;
     says(
         &out,
-        &["increment was asked for: files were read under fsyncLock, as asked"],
+        &["everything was read: files were read under fsyncLock, as asked"],
     );
     let out = pbmfs.ok(&["backup", "--method", "lock", "--uri", &uri]).stdout;
     assert!(!out.contains("asked") && out.lines().count() == 3, "{out}");
