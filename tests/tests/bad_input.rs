@@ -254,12 +254,10 @@ fn an_index_in_the_repository_or_in_the_source() {
     };
     let (before, files) = (paths(), Tree::read(f.place.path()).unwrap().files());
     let (repo, source) = (f.path("repo"), f.source.clone());
-    let up = f.path("elsewhere/../repo/index");
     for index in [
         repo.clone(),
         repo.join("index"),
         repo.join("snapshots/a/b"),
-        up,
         source.clone(),
         source.join("index"),
         source.join("journal/a/b"),
@@ -278,6 +276,13 @@ fn an_index_in_the_repository_or_in_the_source() {
         }
         fs::remove_file(&link).unwrap();
     }
+    // Over a directory that would be made on the way.
+    let up = f.path("elsewhere/../repo/index");
+    f.refuses(
+        2,
+        &["backup", "--dbpath", text(&source), "--index", text(&up)],
+        &["index"],
+    );
     files.must_equal(&Tree::read(f.place.path()).unwrap().files());
     assert_eq!(paths(), before);
     // A name that begins alike is another place.
