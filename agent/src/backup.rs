@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -291,10 +291,7 @@ impl Backup<'_> {
             return Ok(());
         };
         let from = from.canonicalize().unwrap_or_else(|_| from.to_owned());
-        // What is there of it.
-        let absolute = std::path::absolute(index).unwrap_or_else(|_| index.clone());
-        let there = absolute.ancestors().find_map(|part| part.canonicalize().ok());
-        if there.is_some_and(|there| there.starts_with(&from)) {
+        if resolved(index).starts_with(&from) {
             return Err(BackupError::IndexInside {
                 index: index.clone(),
                 inside: from,
@@ -519,6 +516,22 @@ fn full_read(pinned: &mut Pinned, reason: String) {
         chain.source_snapshot = None;
         chain.reason = Some(reason);
     }
+}
+
+/// Where a path leads, of which perhaps not all is there yet.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut out = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            Component::ParentDir => drop(out.pop()),
+            other => out.push(other),
+        }
+        if let Ok(real) = out.canonicalize() {
+            out = real;
+        }
+    }
+    out
 }
 
 /// The pinned files.

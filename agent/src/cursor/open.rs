@@ -24,13 +24,16 @@ const FSYNC_LOCKED: i32 = 50887;
 const HOT_BACKUP: i32 = 29098;
 /// The oplog rolled over while the cursor was opened.
 const OPLOG_ROLLED_OVER: i32 = 50917;
-/// What passes by itself and says nothing of any history: the server changes its state, was interrupted, or had no
-/// time. LockTimeout, MaxTimeMSExpired, host and network errors, ShutdownInProgress, PrimarySteppedDown,
-/// ExceededTimeLimit, NotWritablePrimary and its kin, InterruptedAtShutdown, Interrupted,
-/// InterruptedDueToReplStateChange, NotPrimaryOrSecondary, NotYetInitialized; out of disk or descriptors.
-const PASSING: [i32; 20] = [
-    6, 7, 24, 50, 89, 91, 94, 112, 133, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031,
-];
+/// Codes under which a server says that it can make nothing of a request: BadValue, UnknownError (which carries
+/// WiredTiger's), FailedToParse, InvalidOptions, an unknown field.
+const NOT_UNDERSTOOD: [i32; 5] = [2, 8, 9, 72, 40415];
+
+/// Whether a refusal says that the server does not know the history that it was asked for, or the option. Nothing else
+/// does: a member that steps down, or is interrupted, still knows.
+fn is_unknown_history(code: i32, reason: &str) -> bool {
+    const WORDS: [&str; 4] = ["No such file", "Invalid argument", "srcBackupName", "ncremental"];
+    NOT_UNDERSTOOD.contains(&code) && WORDS.iter().any(|word| reason.contains(word))
+}
 
 /// How often an opening that collided is repeated; PBM's number.
 const ATTEMPTS: u32 = 10;
@@ -247,7 +250,15 @@ impl Opener<'_> {
             }
             Ok(())
         });
-        taken.await.map_err(|f| f.on(self.node()))?.map_err(strange)?;
+        // It was open: whatever the connection's trouble is, there is no other cursor that would do.
+        let lost = |failure| match failure {
+            CommandFailure::Unreachable { reason } => SourceError::CursorLost {
+                node: self.node().into(),
+                reason,
+            },
+            other => other.on(self.node()),
+        };
+        taken.await.map_err(lost)?.map_err(strange)?;
         let metadata = metadata.ok_or_else(|| strange("it has no documents".into()))?;
         if listed.files.is_empty() {
             return Err(strange("it names no file".into()));
@@ -301,11 +312,6 @@ impl Opener<'_> {
                         );
                     }
                 }
-                CommandFailure::Refused { code, .. }
-                    if PASSING.contains(code) && collisions + 1 < ATTEMPTS =>
-                {
-                    collisions += 1;
-                }
                 CommandFailure::Refused {
                     code: NO_SUCH_STAGE, ..
                 } => {
@@ -314,9 +320,11 @@ impl Opener<'_> {
                         version: self.info.mongod_version.clone().unwrap_or_else(|| "?".into()),
                     }));
                 }
-                CommandFailure::Refused { code, reason, .. } if !PASSING.contains(code) => {
+                CommandFailure::Refused { code, reason, .. } if is_unknown_history(*code, reason) => {
                     return Err(NotOpened::NoHistory(reason.clone()));
                 }
+                // Most of what else there is passes.
+                CommandFailure::Refused { .. } if collisions + 1 < ATTEMPTS => collisions += 1,
                 _ => {
                     let failure = stage_failure(failure, "$backupCursor");
                     return Err(NotOpened::Failed(failure.on(self.node())));
