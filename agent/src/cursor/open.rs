@@ -31,7 +31,7 @@ const NOT_UNDERSTOOD: [i32; 5] = [2, 8, 9, 72, 40415];
 /// Whether a refusal says that the server does not know the history that it was asked for, or the option. Nothing else
 /// does: a member that steps down, or is interrupted, still knows.
 fn is_unknown_history(code: i32, reason: &str) -> bool {
-    const WORDS: [&str; 4] = ["No such file", "Invalid argument", "srcBackupName", "ncremental"];
+    const WORDS: [&str; 3] = ["No such file", "srcBackupName", "ncremental"];
     NOT_UNDERSTOOD.contains(&code) && WORDS.iter().any(|word| reason.contains(word))
 }
 
