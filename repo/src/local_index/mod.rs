@@ -5,7 +5,7 @@
 //! pack), whatever the repository's size.
 //!
 //! Why a hit can be trusted: an entry is made from a trailer whose hash is the pack's id, and it carries a seal over
-//! everything that a snapshot will say because of it ([`entry::PackSeal`]). RocksDB's checksums find damage on disk; the seal
+//! everything that a snapshot will say because of it (`entry::PackSeal`). RocksDB's checksums find damage on disk; the seal
 //! finds whatever gets past them. And a pack is named only if the session may refer to it (GC.md rules 3 and 4).
 
 mod db;
