@@ -1,9 +1,11 @@
 //! Where an index lies, who has it, and how it is thrown away.
 //!
-//!     <directory>/<repository id>/lock      held (flock) by the process that uses the index
-//!                                 db/       RocksDB
-//!                                 load/     what a bulk load sorts; removed when the index is opened
-//!                                 damaged   there if damage was met in use: the next one builds it anew
+//! ```text
+//! <directory>/<repository id>/lock      held (flock) by the process that uses the index
+//!                             db/       RocksDB
+//!                             load/     what a bulk load sorts; removed when the index is opened
+//!                             damaged   there if damage was met in use: the next one builds it anew
+//! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
